@@ -348,13 +348,13 @@ def _newest_above(
 
 def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
     """How far the present weights are above the records of healthy ones; infinite if not finite, 0 for healthy ones."""
-    count, has_bad = NUM_REFERENCES.get(case.alarm, 1), False
+    count, has_bad, loss = NUM_REFERENCES.get(case.alarm, 1), False, math.nan
     rises: list[float] = []
     limits: list[float] = []
     for backup in case.references:
         backup.replayed = math.nan
-        # Other batches that stand for a probe are the same for all witnesses.
-        if case.is_exact or not case.of_present:
+        # Other batches that stand for a probe are the same for all witnesses, unless too many of them are bad.
+        if case.is_exact or not math.isfinite(loss):
             loss = yield from _draw(case, backup)
         case.of_present[backup] = loss
         if not math.isfinite(loss):

@@ -370,7 +370,7 @@ class Persistence:
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, self.backup, self.agreement, is_usual=backup_every is None)
-        self.backup_timer.heals_statistics = callbacks.load is not None
+        self.backup_timer.heals_statistics = None not in (callbacks.state, callbacks.load)
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
@@ -424,7 +424,7 @@ class Persistence:
             self.generations = None
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
-        self.backup_timer.heals_statistics = self.callbacks.load is not None
+        self.backup_timer.heals_statistics = None not in (self.callbacks.state, self.callbacks.load)
         self.backup_timer.not_healed = callbacks.not_healed
         self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:
