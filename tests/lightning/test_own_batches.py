@@ -240,12 +240,22 @@ def samples_with(index, value):
     return torch.utils.data.TensorDataset(x, y)
 
 
-@pytest.mark.parametrize("returns", [False, True])
-def test_a_bad_batch_of_a_step_of_ones_own_is_left_out(returns):
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_loss_that_is_returned_as_well_is_judged_before_the_step():
+    """As the same loss that only went through ``manual_backward``."""
+    silent, returning = built(TwoRates), built(TwoRates)
+    silent.samples = returning.samples = samples_with(7, 1e4)
+    returning.returns = True
+    states = [state_of(each, train(each, callbacks=[R8Callback()])) for each in (silent, returning)]
+
+    assert equal(*states)
+
+
+def test_a_bad_batch_of_a_step_of_ones_own_is_left_out():
     """A loss that is known before the first step of an optimizer is judged before it: the weights stay as they were."""
     by_hand, watched, callback = built(TwoRates), built(TwoRates), R8Callback()
     by_hand.samples = watched.samples = samples_with(7, math.nan)
-    by_hand.leaves_out, watched.returns = True, returns
+    by_hand.leaves_out = True
     plain = train(by_hand)
     trainer = train(watched, callbacks=[callback])
 
