@@ -73,8 +73,13 @@ def _serve(pipe, rank, size, store):
             break
         job, args = task
         try:
-            # What a launcher or accelerate sets for one job is not there for the next.
-            with unittest.mock.patch.dict(os.environ), warnings.catch_warnings():
+            # What a launcher or accelerate sets for one job is not there for the next. Early backups come while they
+            # are cheap, and what a message takes depends on whatever else the machine does.
+            with (
+                unittest.mock.patch.dict(os.environ),
+                unittest.mock.patch("learnit_r8.recovery.persistence.DOUBLING_SECONDS", 1000.0),
+                warnings.catch_warnings(),
+            ):
                 warnings.simplefilter("error")
                 # As in pyproject.toml: said of the first refused loss, and of the first array that is mended.
                 warnings.filterwarnings("ignore", "(a loss was|.* losses were) refused (at|from) step")
