@@ -334,7 +334,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         if self._num_at_step is not None:
             # One that was judged has none left, unless more came after it.
             num_seen = 0 if self._is_told else self._num_at_step
-            returned = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            returned = _returned(outputs)
             is_same = isinstance(returned, torch.Tensor) and returned.data_ptr() == self._last_manual
             is_heard = outputs is None or (is_same and self._num_at_step == 1)
             self._knows_all = is_heard and num_seen == len(self._manual) and self._num_at_step > 0
@@ -529,7 +529,7 @@ def _run_again(trainer: Any, module: Any, own_step: Callable[..., Any], held: An
     silence = _logging_to(module, lambda *_, **__: None)
     with uncounted(module, skipped="_"), silence, trainer.precision_plugin.train_step_context():
         outputs = own_step(*args, **kwargs)
-    return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return _returned(outputs)
 
 
 def _others(trainer: Any, module: torch.nn.Module) -> dict[str, Any]:
@@ -606,9 +606,14 @@ def _predictions(outputs: Any) -> Predictions | None:
     return found if isinstance(found, Predictions) else None
 
 
+def _returned(outputs: Any) -> Any:
+    """What ``training_step`` has returned as its loss."""
+    return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+
+
 def _loss(outputs: Any, manual: torch.Tensor | None = None) -> torch.Tensor:
     """The loss that ``training_step`` has returned, or that of manual optimization."""
-    found = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    found = _returned(outputs)
     found = found if isinstance(found, torch.Tensor) else manual
     if found is None:
         raise TypeError(

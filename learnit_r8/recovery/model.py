@@ -123,28 +123,24 @@ class LiveModel:
 
     def look(self) -> str:
         """As `damage`, of which listeners are told, and running statistics that a batch has ruined count."""
-        found = self.damage()
-        if found:
-            self.announcer.tell(events.DamageFound, array=found)
-        return found or next(iter(self.persistence.backup_timer.ruined), "")
+        return self.persistence.backup_timer.told(self.damage())
 
-    def put_statistics(self) -> bool:
-        """Put running statistics back that a batch has ruined; returns whether the last look has found any."""
+    def put_statistics(self) -> None:
+        """Put running statistics back that a batch has ruined, or warn of them where that cannot be done."""
         timer, get = self.persistence.backup_timer, self.persistence.callbacks.state
-        ruined, timer.ruined = timer.ruined, ()
+        ruined, is_put = timer.ruined, False
         newest = next((each for each in reversed(self.persistence.backup.backups) if each.state is not None), None)
-        if not ruined or newest is None or get is None:
-            return bool(ruined)
-        try:
-            mended, _ = repair(get(), newest.state, timer.meant, ruined)
-        except ValueError:
-            # The backup does not fit.
-            return True
-        if self._load(mended, self.step):
+        if newest is not None and get is not None:
+            # The backup may not fit.
+            with contextlib.suppress(ValueError):
+                mended, _ = repair(get(), newest.state, timer.meant, timer.statistics)
+                # Loading looks again.
+                is_put = self._load(mended, self.step) and not timer.ruined
+        if newest is not None and is_put:
             self.num_statistics_put += 1
-            text, is_first = STATISTICS.format(self.step, ruined[0], newest.step), self.num_statistics_put == 1
-            self.announcer.say_once(f"statistics {self.step}", text, is_warning=is_first)
-        return True
+            text = STATISTICS.format(self.step, next(iter(ruined)), newest.step)
+            self.announcer.say_once(f"statistics {self.step}", text, is_warning=self.num_statistics_put == 1)
+        timer.note_jumps(ruined, are_put_back=is_put)
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little.

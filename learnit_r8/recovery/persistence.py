@@ -94,13 +94,11 @@ class BackupTimer:
         when: As given.
         is_usual: As given; then early backups come, too, while the run is young and they are cheap.
         is_early: Whether the last backup was such a one.
-        is_look_due: Whether every number is to be checked as soon as the user's step is complete, without a backup.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
-        heals_statistics: Whether running statistics that a batch has ruined can be put back.
-        ruined: Names of the running statistics at the last look, if one of them was ruined; that one comes first.
+        ruined: Sums of the running variances that a batch had ruined at the last look, by name.
     """
 
     def __init__(
@@ -114,12 +112,13 @@ class BackupTimer:
         self.not_healed: frozenset[str] = frozenset()
         self._agreement = agreement or Agreement()
         self._announcer = announcer
-        self._is_first, self.heals_statistics = True, False
+        self._is_first = True
         self.num_lasting: dict[str, int] = {}
-        # Of each array of running variances, the last and the highest of their sums, and that of the last jump.
-        self._variances: dict[str, tuple[float, float, float]] = {}
-        self.ruined: tuple[str, ...] = ()
-        self._is_due = self.is_look_due = False
+        # Of each array of running variances, the last and the highest of their sums; and those that were put back last.
+        self._variances: dict[str, tuple[float, float]] = {}
+        self._jumps: dict[str, float] = {}
+        self.ruined: dict[str, float] = {}
+        self._is_due = self._is_look_due = False
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
         self._took: deque[float] = deque(maxlen=3)
@@ -137,9 +136,17 @@ class BackupTimer:
         """Note that the run was resumed at this step, which needs no backup."""
         self._step = step
 
-    def look_soon(self) -> None:
-        """Take a backup, which checks every number, as soon as the user's step is complete."""
-        self._is_due = True
+    @property
+    def statistics(self) -> list[str]:
+        """Names of the running variances, and of the means beside them."""
+        return [each for key in self._variances for each in (key, MEAN_OF.sub("mean", key))]
+
+    def look_soon(self, *, backs_up: bool = True) -> None:
+        """Check every number as soon as the user's step is complete, and take a backup unless told not to."""
+        if backs_up:
+            self._is_due = True
+        else:
+            self._is_look_due = True
 
     def take_in(self, get: Callable[[], Any] | None) -> None:
         """Store the initial state of a resumed run, once there is a live one whose form it takes."""
@@ -158,7 +165,7 @@ class BackupTimer:
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""
-        if self._is_due or self.is_look_due or self.backup.has_none_of_now:
+        if self._is_due or self._is_look_due or self.backup.has_none_of_now:
             return 0.0, 0.0
         steps, seconds = quiet_until(self.when, asked)
         return min(steps, self._early_step), seconds
@@ -192,11 +199,11 @@ class BackupTimer:
         waits = awaits and len(self.backup.backups) > 1
         is_now = (self._is_due or is_early) and step != self._step and is_calm and not waits
         is_first = self.backup.has_none_of_now
-        if not (is_first or is_now or (self.is_look_due and is_calm)):
+        if not (is_first or is_now or (self._is_look_due and is_calm)):
             return ""
-        self.is_look_due = False
+        self._is_look_due = False
         if not (is_first or is_now):
-            return self._tell_damage(get())
+            return self.told(self._agreement.agree(self.damage_in(get())))
         self.is_early = is_early and not is_first
         self._seconds, began = elapsed.time, time.perf_counter()
         try:
@@ -225,7 +232,7 @@ class BackupTimer:
         Raises:
             TypeError: the state cannot be copied.
         """
-        damaged = self._tell_damage(state)
+        damaged = self.told(self._agreement.agree(self.damage_in(state)))
         if damaged:
             # Due again until it is answered.
             return damaged
@@ -252,9 +259,8 @@ class BackupTimer:
         self._announcer.tell(events.BackupTaken)
         return ""
 
-    def _tell_damage(self, state: Any) -> str:
-        """The name of an array that is damaged, on any rank, of which listeners are told; "" if there is none."""
-        damaged = self._agreement.agree(self.damage_in(state))
+    def told(self, damaged: str) -> str:
+        """Tell listeners of an array that is damaged; returns it, else one of ruined statistics, else ""."""
         if damaged:
             self._announcer.tell(events.DamageFound, array=damaged)
         return damaged or next(iter(self.ruined), "")
@@ -272,28 +278,36 @@ class BackupTimer:
         return next((key for key in bad if key not in self.meant), "")
 
     def _compare_variances(self, sums: list[tree.Sum]) -> None:
-        """Find running variances that are far larger than at any look before; warn of those that cannot be put back."""
-        self.ruined = ()
+        """Find running variances that are far larger than at any look before."""
+        self.ruined = {}
         for key, _, _, of_array in sums:
             # The pattern takes far longer to see that a name is none.
             if "var" in key and RUNNING_VARIANCE.search(key):
                 total = of_array.real
-                last, highest, jump = self._variances.get(key, (total, 0.0, 0.0))
+                last, highest = self._variances.get(key, (total, 0.0))
                 if highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE):
-                    # Of several processes, another one may have met no such batch.
-                    can_heal = self.heals_statistics and self._agreement.ranks is None
-                    if can_heal and abs(total - jump) > SAME_VARIANCE * jump:
-                        self.ruined, jump = (*self.ruined, key), total
-                        total = last
-                    else:
-                        self._announcer.warn_once("variance", VARIANCE.format(key, total / highest, self._step))
+                    self.ruined[key] = total
+                    continue
                 # That of an average of the weights may stay 1 until it begins.
                 if self._step >= LEAST_VARIANCE_STEP and total != last:
                     highest = max(highest, total)
-                self._variances[key] = total, highest, jump
-        if self.ruined:
-            found = (*self.ruined, *self._variances)
-            self.ruined = tuple(dict.fromkeys(each for key in found for each in (key, MEAN_OF.sub("mean", key))))
+                self._variances[key] = total, highest
+        jumps = self._jumps
+        is_same = all(abs(total - jumps.get(key, 0.0)) <= SAME_VARIANCE * total for key, total in self.ruined.items())
+        # Of several processes, another one may have met no such batch.
+        if is_same or self._agreement.ranks is not None:
+            self.note_jumps(self.ruined, are_put_back=False)
+
+    def note_jumps(self, ruined: dict[str, float], *, are_put_back: bool) -> None:
+        """Note what became of ruined statistics: those that are not put back stay, with a warning."""
+        self.ruined = {}
+        if are_put_back:
+            self._jumps.update(ruined)
+            return
+        for key, total in ruined.items():
+            highest = self._variances[key][1]
+            self._announcer.warn_once("variance", VARIANCE.format(key, total / highest, self._step))
+            self._variances[key] = total, total
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.
@@ -370,7 +384,6 @@ class Persistence:
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, self.backup, self.agreement, is_usual=backup_every is None)
-        self.backup_timer.heals_statistics = None not in (callbacks.state, callbacks.load)
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
@@ -424,7 +437,6 @@ class Persistence:
             self.generations = None
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
-        self.backup_timer.heals_statistics = None not in (self.callbacks.state, self.callbacks.load)
         self.backup_timer.not_healed = callbacks.not_healed
         self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:
@@ -521,9 +533,9 @@ class Persistence:
         timer.when = usual_interval(steps) if timer.is_usual else timer.when
         self.wake()
 
-    def look_at_weights(self) -> None:
-        """Take a backup, which checks every number, as soon as the user's step is complete."""
-        self.backup_timer.look_soon()
+    def look_at_weights(self, *, backs_up: bool = True) -> None:
+        """Check every number as soon as the user's step is complete, and take a backup unless told not to."""
+        self.backup_timer.look_soon(backs_up=backs_up)
         self.wake()
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:

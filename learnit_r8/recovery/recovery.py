@@ -289,8 +289,7 @@ class RecoveryController:
             earlier = sorted([*recent][-BEFORE_RISE:-5])
             if min(loss, recent[-2]) > 2 * earlier[-1] - median_of(earlier):
                 # A backup of weights under suspicion would take the place of another one.
-                self._persistence.backup_timer.is_look_due = True
-                self._persistence.wake()
+                self._persistence.look_at_weights(backs_up=False)
         if state.num_equal >= EQUAL_LOSSES - 1:
             state.num_equal = 0
             self._persistence.look_at_weights()
@@ -446,7 +445,7 @@ class RecoveryController:
         return self.live.put_step
 
     def damaged(self, array: str, *, step: int, lr: float) -> None:
-        """Look into an array of the model that is not finite while the losses were good.
+        """Look into an array of the model that is not finite, or a ruined statistic, while the losses were good.
 
         Args:
             array: Its name.
@@ -454,9 +453,10 @@ class RecoveryController:
             lr: The scheduled learning rate.
         """
         self.begin_call(step, lr)
-        if self.live.put_statistics():
-            return
         timer = self._persistence.backup_timer
+        if array in timer.ruined:
+            self.live.put_statistics()
+            return
         timer.note_done(step)
         if not self.live.can_restore:
             self._announcer.warn_once(

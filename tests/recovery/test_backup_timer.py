@@ -136,6 +136,21 @@ def test_damaged_state_is_not_taken(bad):
     assert (len(timer.backup.backups), timer.clean_step) == (1, 0)
 
 
+def test_nan_is_named_before_ruined_statistics():
+    """A look that puts nothing back is no answer to these: they are named again, until they are noted."""
+    timer, heard = of()
+    for step in range(0, 50, 10):
+        ask(timer, step, {"norm": {"running_var": np.full(2, 1.0 + step)}, "w": np.ones(2)})
+    ruined = {"norm": {"running_var": np.full(2, 1e6)}, "w": np.ones(2)}
+
+    assert ask(timer, 50, {**ruined, "w": np.array([1.0, NAN])}) == "w"
+    assert [ask(timer, 51, ruined), ask(timer, 51, ruined)] == ["norm.running_var"] * 2
+    timer.note_jumps(timer.ruined, are_put_back=True)
+    with pytest.warns(RuntimeWarning, match="'norm.running_var' is .* times as large as ever before"):
+        assert not ask(timer, 52, ruined)
+    assert len(heard.of(events.DamageFound)) == 1
+
+
 def test_infinities_of_the_first_state_are_meant():
     """An array that holds infinities from the start, as masks do, is meant to; one with NaN is not."""
     timer, _ = of()

@@ -52,6 +52,26 @@ def test_present_state_comes_back():
     assert not live.put_present()
 
 
+@pytest.mark.parametrize("has_nan", [False, True])
+def test_nan_beside_ruined_statistics_is_an_incident(has_nan):
+    """Statistics alone are put back without one."""
+    model, heard = Layers(), record_events()
+    model.parts = {"w": np.ones(2), "norm": {"running_mean": np.zeros(2), "running_var": np.ones(2)}}
+    callbacks = {"state_callback": model.get, "load_callback": model.load}
+    r8 = make(num_epochs=99, backup_every=10, listeners=[heard], **callbacks)
+    for step in range(10, 60, 10):
+        model.parts["norm"]["running_var"] = np.full(2, 1.0 + step)
+        advance_to(r8, step)
+    model.parts["norm"] = {"running_mean": np.full(2, 1e6), "running_var": np.full(2, 1e9)}
+    model.parts["w"][0] = NAN if has_nan else 1.0
+    with pytest.warns(RuntimeWarning, match="'norm.running_var' was more than 1,000 times"):
+        advance_to(r8, 62)
+
+    assert len(heard.of(events.DamageFound)) == has_nan == ("weights not finite: 1" in r8.summary())
+    assert np.isfinite(model.parts["w"]).all()
+    assert max(each.max() for each in model.parts["norm"].values()) < 100
+
+
 def test_state_that_cannot_be_read_is_of_unknown_health():
     """Where the state callback raises, or there is none, it is unknown whether the state is damaged."""
     live, r8, _ = live_of(Weights())
