@@ -178,8 +178,8 @@ class Incident:
         if not self.num_left_out:
             return text
         if self.num_left_out == 1:
-            return f"{text} The epoch ends one batch earlier: a test of the weights took its place."
-        return f"{text} The epoch ends {self.num_left_out} batches earlier: tests of the weights took their places."
+            return f"{text} A test of the weights took the place of one batch."
+        return f"{text} Tests of the weights took the places of {self.num_left_out} batches."
 
     @property
     def _is_input(self) -> bool:

@@ -119,7 +119,7 @@ def test_log_tells_of_an_incident_once():
 
     assert (log.num_restored, log.num_probes, incident.num_probes, incident.num_restored) == (2, 3, 2, 1)
     [ended] = heard.of(events.IncidentEnded)
-    assert ended.text.endswith("The epoch ends one batch earlier: a test of the weights took its place.")
+    assert ended.text.endswith("A test of the weights took the place of one batch.")
 
 
 def test_incident_under_way_is_saved_whole():
