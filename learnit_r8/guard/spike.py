@@ -23,7 +23,7 @@ import numpy as np
 
 from .._validation import is_number, whole_number
 from ..table.records import LARGEST_LOSS
-from ..table.trend import FirstLosses, median
+from ..table.trend import FirstLosses, is_far_below, median
 from .verdict import GOOD, Verdict
 
 LEAST_SPREAD = 0.05
@@ -410,8 +410,12 @@ class SpikeGuard:
         # lift those of other batches.
         if expected == expected and not expected < typical > threshold:
             loss = corrected(loss, expected, typical, reference.level)
+        # The cheap comparison first: losses below zero are compared with all that are known.
+        is_low = loss < 0 and loss < 2 * min(recent, default=0.0)
+        if is_low and is_far_below(max(reported, loss), (*past.losses, *recent)):
+            return SpikeState(), Verdict.SPIKE
         if threshold == math.inf:
-            # The correction is unreliable this early, so the loss is refused only if it is too high with and without.
+            # The correction is unreliable this early, so the loss is refused only if it is absurd with and without.
             if first.refuses(min(reported, loss)):
                 return SpikeState(), Verdict.SPIKE
             # A loss that is not fully judged yet must not distort later thresholds.

@@ -102,6 +102,27 @@ RECENT = 4
 """Number of last losses among which high ones are counted."""
 
 
+def is_far_below(loss: float, known: Sequence[float]) -> bool:
+    """Whether a loss is out of range below zero, as a cross entropy of targets out of range is.
+
+    Where nearly all earlier ones were positive, it is twice as far from zero as their median; else, a hundred times
+    their range or distance from zero below them. A likelihood that falls below zero in training does so in small steps.
+
+    >>> [is_far_below(loss, [9.0, 2.0, 2.5] * 3) for loss in (1.0, -4.9, -5.1)]
+    [False, False, True]
+    >>> [is_far_below(loss, [1.0, -1.0, 0.5] * 3) for loss in (-150.0, -250.0)]
+    [False, True]
+    """
+    if len(known) < LEAST_JUDGED:
+        return False
+    ordered = sorted(known)
+    lowest = ordered[0]
+    if ordered[len(ordered) // 16] > 0:
+        return loss < -2 * median(ordered)
+    scale = max(ordered[-1] - lowest, -lowest)
+    return scale > 0 and loss < lowest - ABSURD * scale
+
+
 class FirstLosses(NamedTuple):
     """Statistics of the first losses of a run.
 

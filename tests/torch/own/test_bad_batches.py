@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from wild_scripts import clouds, seed_all
 
 from learnit_r8.torch import attach
@@ -380,6 +380,31 @@ def test_data_of_another_scale_from_some_step_on_keep_their_statistics():
             adapter.step(cross_entropy(model(inputs), labels))
 
     assert model[1].running_var.median() > 1e7
+
+
+@pytest.mark.parametrize("place", [0.2, 0.6], ids=["early", "late"])
+def test_a_loss_far_below_zero_is_refused(place):
+    """A cross entropy of targets out of range has no lower bound, and its gradient is as large as that of a spike."""
+    x = torch.sigmoid(clouds()[0])
+    batches = [x[at % 3 * 32 :][:32] for at in range(300)]
+
+    def train(how):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 8))
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        adapter = attach(model, optimizer, batches, num_epochs=1) if how == "r8" else None
+        for number, inputs in enumerate(batches if adapter is None else adapter.batches()):
+            is_bad = number == int(place * len(batches))
+            loss = binary_cross_entropy_with_logits(model(inputs), 1e3 * inputs if is_bad else inputs)
+            if adapter.report(loss) if adapter else not (is_bad and how == "by hand"):
+                step(optimizer, loss)
+        with torch.no_grad():
+            return adapter and adapter.summary(), float(binary_cross_entropy_with_logits(model(x), x))
+
+    (_, bare), (_, by_hand), (said, found) = map(train, ("bare", "by hand", "r8"))
+    assert "losses refused: 1;" in said
+    assert "spike: 1" in said
+    assert found < by_hand + 0.1 * (bare - by_hand)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
