@@ -288,6 +288,9 @@ class BackupTimer:
                 if highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE):
                     self.ruined[key] = total
                     continue
+                if total != last:
+                    # Batches in between were usual: one that ruins it again is a bad one, not data of another scale.
+                    self._jumps.pop(key, None)
                 # That of an average of the weights may stay 1 until it begins.
                 if self._step >= LEAST_VARIANCE_STEP and total != last:
                     highest = max(highest, total)

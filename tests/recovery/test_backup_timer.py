@@ -151,6 +151,18 @@ def test_nan_is_named_before_ruined_statistics():
     assert len(heard.of(events.DamageFound)) == 1
 
 
+def test_statistics_ruined_again_after_usual_ones_are_no_new_data():
+    """A bad sample that recurs; without usual ones in between the data are of another scale."""
+    timer, _ = of()
+    for step in range(0, 50, 10):
+        ask(timer, step, {"norm": {"running_var": np.full(2, 1.0 + step)}})
+    ruined = {"norm": {"running_var": np.full(2, 1e6)}}
+    for step in (50, 70):
+        assert ask(timer, step, ruined) == "norm.running_var"
+        timer.note_jumps(timer.ruined, are_put_back=True)
+        assert not ask(timer, step + 10, {"norm": {"running_var": np.full(2, 40.0 + step)}})
+
+
 def test_infinities_of_the_first_state_are_meant():
     """An array that holds infinities from the start, as masks do, is meant to; one with NaN is not."""
     timer, _ = of()
