@@ -737,20 +737,24 @@ class Engine:
             if damage:
                 self._answer_damage(damage)
 
-    def leave_epoch(self) -> None:
+    def leave_epoch(self, *, is_within: bool = False) -> None:
         """Look at the weights, and put in those that count for true, as the user's code after an epoch may follow.
 
-        The next draw takes them out. Nothing happens within an epoch, or a second time after it. All ranks call it at
-        the same place.
+        The next draw takes them out. Nothing happens a second time at the same place. All ranks call it at the same
+        place.
+
+        Args:
+            is_within: Whether a validation within an epoch may follow, too, for which the weights are only looked at;
+                else nothing happens there.
         """
-        pace, controller = self.pace, self.controller
-        if not pace.is_between_epochs or pace.num_out or self.search.is_on or controller.left_at == pace.place:
+        pace, controller, is_between = self.pace, self.controller, self.pace.is_between_epochs
+        if not (is_between or is_within) or pace.num_out or self.search.is_on or controller.left_at == pace.place:
             return
         controller.left_at = pace.place
         if not controller.is_on_trial:
             # The loss of a batch shows nothing of what its own step has done.
             self.check_weights()
-        if controller.is_on_trial:
+        if is_between and controller.is_on_trial:
             with self.turns.take("leave_epoch", pace.step, is_changing=True):
                 controller.show_true(step=pace.step)
 

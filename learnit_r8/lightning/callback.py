@@ -467,6 +467,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         """Report the losses on their way, as the weights that are kept are to be validated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._adapter.flush()
+            self.scheduler.host.leave_epoch(is_within=True)
             self._metrics = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:

@@ -148,6 +148,22 @@ def test_values_are_of_weights_that_are_kept(own, tmp_path):
 
 
 @OWN
+def test_a_validation_within_an_epoch_sees_no_nan(own):
+    """Of an update just before it; early stopping would end the training for it."""
+
+    class Hurt(Validated):
+        def optimizer_step(self, *args, **kwargs):
+            super().optimizer_step(*args, **kwargs)
+            if self.calls == STEPS + 5:
+                self.net[0].weight.data[0, 0] = float("nan")
+
+    module, _, heard = train(own, Hurt(), trainer={"val_check_interval": 5})
+
+    assert [each.at_step for each in heard][:3] == [5, 10, STEPS + 5]
+    assert all(0 < loss < 2.5 for loss, _ in module.seen)
+
+
+@OWN
 def test_a_value_put_among_the_metrics_by_hand(own):
     """What user code puts into ``callback_metrics`` as a plain number is passed on, and what is no number is not."""
 

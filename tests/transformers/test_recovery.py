@@ -117,3 +117,21 @@ def test_evaluation_sees_no_weights_on_trial(tmp_path):
     common.train(tmp_path, model=model, trainer=Known, parts=parts, num_train_epochs=9, eval_strategy="epoch")
 
     model.sight.check()
+
+
+class Hurt(TrainerCallback):
+    """A weight is NaN after the update that the second evaluation within an epoch follows."""
+
+    def on_optimizer_step(self, args, state, control, model=None, **_):
+        if state.global_step == 11:
+            model.net[0].weight.data[0, 0] = float("nan")
+
+
+@pytest.mark.parametrize("r8", [None, {"batches": False}], ids=["R8's batches", "own"])
+def test_an_evaluation_within_an_epoch_sees_no_nan(tmp_path, r8):
+    parts = {"eval_dataset": Digits(), "callbacks": [Hurt()]}
+    done = common.train(tmp_path, r8=r8, parts=parts, num_train_epochs=2, eval_strategy="steps", eval_steps=6)
+
+    losses = [each["eval_loss"] for each in done.state.log_history if "eval_loss" in each]
+    assert len(losses) > 3
+    assert all(0 < each < 2.5 for each in losses)
