@@ -50,16 +50,19 @@ MOST_VARIANCE = 1000
 NO_VARIANCE = 1e-5
 """What frameworks add to a variance: below it, a jump changes nothing."""
 
-LEAST_VARIANCE_STEP = 16
-"""Steps in which running variances come from 1 to what the data have."""
+LEAST_VARIANCE_STEP = 4
+"""Steps in which running variances come from 1 to within a factor of 25 of what the data have, at a momentum of .99."""
+
+MOST_FALLS = 2
+"""How often a variance that jumped in the first steps may fall until it was a batch, not the scale of the data."""
 
 SAME_VARIANCE = 0.2
 """Relative difference up to which a variance that jumps again is as high as the last time: the data are others now."""
 
 VARIANCE = (
-    "{!r} is {:.3g} times as large as ever before, since step {}: a batch far out of range has probably ruined running "
-    "statistics, which validation uses and no training loss shows; take them anew by passes over sound batches in the "
-    "mode of training (torch: swa_utils.update_bn)."
+    "{!r} is more than 1,000 times as large as ever before, since step {}: a batch far out of range has probably "
+    "ruined running statistics, which validation uses and no training loss shows; take them anew by passes over sound "
+    "batches in the mode of training (torch: swa_utils.update_bn)."
 )
 
 LEAST_BACKUP_STEPS = 10
@@ -114,9 +117,11 @@ class BackupTimer:
         self._announcer = announcer
         self._is_first = True
         self.num_lasting: dict[str, int] = {}
-        # Of each array of running variances, the last and the highest of their sums; and those that were put back last.
+        # Of each array of running variances, the last and the highest of their sums; those that were put back last; and
+        # how often they have fallen since a jump, while the scale is unknown.
         self._variances: dict[str, tuple[float, float]] = {}
         self._jumps: dict[str, float] = {}
+        self._falls: dict[str, int] = {}
         self.ruined: dict[str, float] = {}
         self._is_due = self._is_look_due = False
         self._step, self._seconds = 0, 0.0
@@ -135,6 +140,11 @@ class BackupTimer:
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no backup."""
         self._step = step
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether running variances have been seen."""
+        return bool(self._variances)
 
     @property
     def statistics(self) -> list[str]:
@@ -279,20 +289,24 @@ class BackupTimer:
 
     def _compare_variances(self, sums: list[tree.Sum]) -> None:
         """Find running variances that are far larger than at any look before."""
-        self.ruined = {}
+        self.ruined, step = {}, self._announcer.where()[0]
         for key, _, _, of_array in sums:
             # The pattern takes far longer to see that a name is none.
             if "var" in key and RUNNING_VARIANCE.search(key):
                 total = of_array.real
                 last, highest = self._variances.get(key, (total, 0.0))
-                if highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE):
+                if (
+                    total > MOST_VARIANCE * max(highest, NO_VARIANCE)
+                    if highest
+                    else self._falls_again(key, last, total)
+                ):
                     self.ruined[key] = total
                     continue
-                if total != last:
-                    # Batches in between were usual: one that ruins it again is a bad one, not data of another scale.
-                    self._jumps.pop(key, None)
                 # That of an average of the weights may stay 1 until it begins.
-                if self._step >= LEAST_VARIANCE_STEP and total != last:
+                if total != last and step >= LEAST_VARIANCE_STEP and key not in self._falls:
+                    if highest:
+                        # Batches in between were usual: what ruins it again is a bad one, not data of another scale.
+                        self._jumps.pop(key, None)
                     highest = max(highest, total)
                 self._variances[key] = total, highest
         jumps = self._jumps
@@ -301,6 +315,19 @@ class BackupTimer:
         if is_same or self._agreement.ranks is not None:
             self.note_jumps(self.ruined, are_put_back=False)
 
+    def _falls_again(self, key: str, last: float, total: float) -> bool:
+        """Whether a variance falls for the second time since a jump in the first steps; data would raise it further."""
+        if key not in self._falls:
+            if 0 < MOST_VARIANCE * last < total and key not in self._jumps:
+                self._falls[key] = 0
+            return False
+        if total > last or MOST_VARIANCE * total < last:
+            # Further up, or put back.
+            del self._falls[key]
+        elif total < last:
+            self._falls[key] += 1
+        return self._falls.get(key, 0) >= MOST_FALLS
+
     def note_jumps(self, ruined: dict[str, float], *, are_put_back: bool) -> None:
         """Note what became of ruined statistics: those that are not put back stay, with a warning."""
         self.ruined = {}
@@ -308,8 +335,7 @@ class BackupTimer:
             self._jumps.update(ruined)
             return
         for key, total in ruined.items():
-            highest = self._variances[key][1]
-            self._announcer.warn_once("variance", VARIANCE.format(key, total / highest, self._step))
+            self._announcer.warn_once("variance", VARIANCE.format(key, self._step))
             self._variances[key] = total, total
 
     def note_lasting(self, name: str) -> None:

@@ -54,9 +54,6 @@ MANY_TRANSIENT = 3
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
 
-BEFORE_RISE = 24
-"""Losses above which the weights are checked if the last two are, far: a rectifier may hide NaN."""
-
 SOON = 16
 """If trouble comes back within this many updates, trying states one by one costs little."""
 
@@ -283,13 +280,10 @@ class RecoveryController:
         """Do what need not be done at every update; called at every fourth."""
         state, updates, progress = self.state, self.lineage.updates, self.lineage.progress
         is_level_due = not updates % LOOK_EVERY
-        recent = progress.recent
-        if len(recent) >= BEFORE_RISE and loss > recent[-6] < recent[-2]:
-            # Two to five losses are of the time since the last look.
-            earlier = sorted([*recent][-BEFORE_RISE:-5])
-            if min(loss, recent[-2]) > 2 * earlier[-1] - median_of(earlier):
-                # A backup of weights under suspicion would take the place of another one.
-                self._persistence.look_at_weights(backs_up=False)
+        # Of a batch that ruins running statistics its own loss alone is high.
+        if progress.is_risen(at_all=self._persistence.backup_timer.has_statistics):
+            # A backup of weights under suspicion would take the place of another one.
+            self._persistence.look_at_weights(backs_up=False)
         if state.num_equal >= EQUAL_LOSSES - 1:
             state.num_equal = 0
             self._persistence.look_at_weights()

@@ -26,8 +26,9 @@ class Other(Agreement):
 
 def of(every=10, backup=None, agreement=None, **more):
     heard = record_events()
-    announcer = Announcer([heard], lambda: (0, 0.0))
-    return BackupTimer(as_trigger("backup_every", every), announcer, backup or RamBackup(), agreement, **more), heard
+    announcer = Announcer([heard], lambda: (max(0, timer.clean_step), 0.0))
+    timer = BackupTimer(as_trigger("backup_every", every), announcer, backup or RamBackup(), agreement, **more)
+    return timer, heard
 
 
 def ask(timer, step, state, *, is_calm=True, per_step=1.0):

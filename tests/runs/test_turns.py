@@ -136,13 +136,13 @@ def test_what_is_counted(is_planned):
 
 @pytest.mark.parametrize("is_planned", [False, True])
 def test_the_incident_says_what_is_left_out(is_planned):
-    """The last batches of the epoch, as many as there were tests."""
+    """As many batches as there were tests."""
     run = Run(is_planned, (20,)).train()
     texts = [event.text for event in run.of(events.IncidentEnded)]
     count = len(run.of(events.Probed))
 
-    many = "one batch" if count == 1 else f"{count} batches"
-    assert any(f"The epoch ends {many} earlier: " in text for text in texts)
+    many = "place of one batch" if count == 1 else f"places of {count} batches"
+    assert any(text.endswith(f"of the weights took the {many}.") for text in texts)
 
 
 @pytest.mark.parametrize("is_planned", [False, True])

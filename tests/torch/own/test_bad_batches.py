@@ -371,6 +371,24 @@ def test_running_statistics_that_a_batch_ruins_are_put_back(place):
 
 
 @pytest.mark.filterwarnings("ignore:.*times as large as ever before")
+@pytest.mark.parametrize("places", [(7, 90, 140, 190), (60, 100, 190)], ids=["early", "between backups"])
+def test_statistics_are_put_back_as_often_as_a_batch_ruins_them(places):
+    """Far from any backup its own loss, which is high, asks for a look."""
+    model, (x, y) = network(), clouds()
+    given = batches_of(x, y) * 3
+    batches = [(inputs * (1e4 if at in places else 1.0), labels) for at, (inputs, labels) in enumerate(given)]
+    every = {} if places[0] < 16 else {"backup_every": 50}
+    with attach(model, sgd(model), batches, num_epochs=1, **every) as adapter:
+        for inputs, labels in adapter.batches():
+            adapter.step(cross_entropy(model(inputs), labels))
+    with torch.no_grad():
+        validation = float(cross_entropy(model.eval()(x), y))
+
+    assert f"running statistics of norms put back {len(places)} times" in adapter.summary()
+    assert validation < 0.2
+
+
+@pytest.mark.filterwarnings("ignore:.*times as large as ever before")
 def test_data_of_another_scale_from_some_step_on_keep_their_statistics():
     """They are put back once; as they come again, they are said, and stay."""
     model, (x, y) = network(), clouds()
