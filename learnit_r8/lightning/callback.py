@@ -166,8 +166,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._own_step: Any = None
         self._has_raised = self._is_told = self._is_learned = False
         # Of manual optimization: how many losses there were at its first step of an optimizer, whether these were all,
-        # as far as was seen, and what looks at each step.
+        # as far as was seen, what looks at each step, whether gradients are added up, and those before the batch.
         self._num_at_step: int | None = None
+        self._adds_up = False
+        self._kept: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
         self._knows_all = False
         self._step_hooks: list[Any] = []
         self._outputs: Any = None
@@ -265,9 +267,13 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             # The module has asked for the number of steps, so the loader has begun with other generators.
             iter(fetcher)
         if not pl_module.automatic_optimization:
-            own = pl_module.manual_backward
+            own, parameters = pl_module.manual_backward, list(pl_module.parameters())
 
             def manual_backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+                if not self._manual:
+                    # After a step what is left of gradients is cleared before the next.
+                    kept = (each for each in parameters if self._adds_up or each.grad is None)
+                    self._kept = [(each, each.grad if each.grad is None else each.grad.clone()) for each in kept]
                 self._manual.append(loss.detach())
                 self._last_manual = loss.data_ptr()
                 own(loss, *args, **kwargs)
@@ -318,7 +324,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         A loss is reported before the optimizer takes its step, if it is known by then, and what was logged with it is
         logged only if it counts; else the module's metrics are put back, too.
         """
-        outputs, self._has_raised, self._num_at_step = None, False, None
+        outputs, self._has_raised, self._adds_up = None, False, self._num_at_step is None
+        self._num_at_step, self._kept = None, []
         self._manual.clear()
         logged: list[tuple[Any, Any]] = []
         self._adapter.hold((args, kwargs))
@@ -346,6 +353,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             stepped_on: list[torch.Tensor] = [] if self._num_at_step is None else self._manual
             with self._adapter.before_gradient() if is_automatic else contextlib.nullcontext():
                 self._is_told, self._is_learned = True, self._report(trainer, outputs)
+            if self._num_at_step is None and not self._is_learned:
+                # Nothing was stepped: the gradients of a refused batch must not be added to the next.
+                for parameter, gradient in self._kept:
+                    parameter.grad = gradient
             # Those that are not finite have left out the steps after them.
             if stepped_on and not self._is_learned and all(bool(each.isfinite().all()) for each in stepped_on):
                 self.scheduler.host.say_once("stepped", STEPPED)

@@ -190,7 +190,8 @@ class Stepper:
         if self.max_norm is not None:
             return f"lower max_grad_norm={self.max_norm:g}, or the rate"
         return (
-            f"{CLIP}: pass max_grad_norm=1.0 to attach() if step() takes your steps, or call "
+            f"{CLIP}: pass max_grad_norm=1.0 to attach() if step() takes your steps (Lightning: gradient_clip_val=1.0; "
+            "the Trainer of transformers does so by default), or call "
             "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0) before an optimizer.step() of your own"
         )
 

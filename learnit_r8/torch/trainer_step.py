@@ -76,7 +76,8 @@ def _note(value: Any) -> Callable[[], Any] | None:
         if value.requires_grad or value.numel() > MOST:
             return lambda: value
         held = value.clone()
-        return lambda: value.copy_(held)
+        # Only what was changed is written: a gradient that is computed later may need it, as class weights.
+        return lambda: value if torch.equal(value, held) else value.copy_(held)
     if isinstance(value, list):
         size = len(value)
 

@@ -177,7 +177,7 @@ def test_every_fault_has_advice(fault):
 
 def test_a_restore_that_the_run_ended_soon_after_is_told():
     """What was put back is known, and only that it held is not."""
-    found = "step 3: the weights were damaged, restored to step 1, 2 updates back"
+    found = "step 3: the weights were damaged, restored to step 1, 2 batches back"
     incident = Incident(3, "not finite", num_refused=1, num_restored=1, findings=(found,))
 
     assert incident.conclusion_at_end == f"{found}; the run ended before enough good losses had proven that"

@@ -265,6 +265,35 @@ def test_a_bad_batch_of_a_step_of_ones_own_is_left_out():
     assert "restored" not in callback.scheduler.summary()
 
 
+class AddsUp(TwoRates):
+    """The gradients of two batches for each step; one batch of NaN, after which none follows."""
+
+    turn = 0
+
+    def training_step(self, batch, index):
+        x, y = batch
+        loss = cross_entropy(self.net(x * (math.nan if self.turn == 17 else 1.0)), y)
+        self.turn += 1
+        if loss.isfinite() or not self.leaves_out:
+            self.manual_backward(loss / 2)
+        if index % 2:
+            for each in self.optimizers():
+                each.step()
+                each.zero_grad()
+
+
+def test_a_bad_batch_adds_nothing_to_the_gradient_of_others():
+    """Where a step of one's own adds gradients up, as with the batch left out by hand."""
+    by_hand, watched, callback = built(AddsUp), built(AddsUp), R8Callback()
+    by_hand.samples = watched.samples = DATA
+    by_hand.leaves_out = True
+    plain = train(by_hand)
+    trainer = train(watched, callbacks=[callback])
+
+    assert callback.scheduler.sentry.num_refused == 1
+    assert equal(state_of(by_hand, plain), state_of(watched, trainer))
+
+
 def test_a_generator_keeps_its_weights_where_the_discriminator_has_met_nan():
     """Where the losses of a step come one after the other, a NaN so far decides for the optimizers' steps to come."""
     module, callback = built(Gan), R8Callback(guard="finite")
