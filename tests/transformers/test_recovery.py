@@ -135,3 +135,21 @@ def test_an_evaluation_within_an_epoch_sees_no_nan(tmp_path, r8):
     losses = [each["eval_loss"] for each in done.state.log_history if "eval_loss" in each]
     assert len(losses) > 3
     assert all(0 < each < 2.5 for each in losses)
+
+
+class Weighted(common.R8Trainer):
+    """With class weights as an attribute, which a gradient needs."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **_):
+        if not hasattr(self, "class_weights"):
+            self.class_weights = torch.ones(10)
+        loss = torch.nn.functional.cross_entropy(model(**inputs)["logits"], inputs["labels"], self.class_weights)
+        return (loss, {}) if return_outputs else loss
+
+
+def test_a_search_for_a_cause_leaves_what_a_gradient_needs(tmp_path):
+    model = common.Model(bad=(11,))
+    done = common.train(tmp_path, trainer=Weighted, model=model, r8={"batches": False}, num_train_epochs=2)
+
+    assert "not finite: 1" in done.r8.scheduler.summary()
+    assert "inplace" not in done.r8.scheduler.summary()
