@@ -95,22 +95,27 @@ class PlaceSearch:
 
     def solve(self) -> Finding:
         """Find it; a model that cannot be run again ends no training."""
-        began = time.perf_counter()
+        began, bad = time.perf_counter(), dict[str, int]()
         try:
-            found = self._solve()
+            bad = self._subject.bad_weights()
+            found = self._solve(bad)
         except Exception as error:
+            # A step of the user's own may need none, and layers may run within its step alone.
+            is_alone = isinstance(error, (NotImplementedError, AttributeError))
+            raises = "the model does not run by itself" if is_alone else "the model raises as the batch runs again"
             what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            what, odd = f"the model raises as the batch runs again ({what})", not_finite(self._batch)
+            what, odd = f"{raises} ({what})", not_finite(self._batch)
             found = Finding(UNKNOWN, what)
             if odd and not self._refusal.is_finite:
                 found = Finding(INPUT, "the batch is not finite", odd[0].rows, odd[0].about, rest=(what,))
+            elif bad:
+                found = self._of_weights(bad)._replace(rest=(what,))
         return found._replace(
             evidence=tuple(self._evidence), loss=self._loss, num_runs=self._num_runs, missing=self._subject.missing,
             seconds=time.perf_counter() - began,
         )  # fmt: skip
 
-    def _solve(self) -> Finding:
-        bad = self._subject.bad_weights()
+    def _solve(self, bad: dict[str, int]) -> Finding:
         if self._batch is None:
             return self._of_weights(bad) if bad else Finding(UNKNOWN, "the weights are finite")
         newest = next((each for each in self._refusal.backups if not not_finite(each[1])), None)

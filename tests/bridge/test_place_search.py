@@ -1,0 +1,51 @@
+"""Where an incident began, in a model that does not run by itself."""
+
+import math
+
+import numpy as np
+import pytest
+
+from learnit_r8.bridge.place_search import PlaceSearch
+from learnit_r8.recovery.cause import Refusal
+
+
+class Subject:
+    """A model that raises when it is run outside of its own step.
+
+    Args:
+        error: What it raises.
+        bad: Arrays of its weights that are not finite.
+    """
+
+    is_exact, before, missing = False, None, ""
+
+    def __init__(self, error, bad=()):
+        self.batch, self.error, self.bad = {"x": np.ones((4, 2))}, error, dict(bad)
+
+    def bad_weights(self):
+        return self.bad
+
+    def run(self, batch, weights):
+        raise self.error
+
+
+REFUSAL = Refusal(9, math.nan, 1.0, is_finite=False, is_gradient=False, backups=[(5, {"w": np.ones(2)})], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (NotImplementedError("no call()"), "the model does not run by itself (NotImplementedError: no call())"),
+        (ValueError("not a simplex"), "the model raises as the batch runs again (ValueError: not a simplex)"),
+    ],
+)
+def test_a_model_without_a_forward_pass_of_its_own_raises_nothing(error, said):
+    """An error of the kind that only a step of the user's own avoids is none of the batch."""
+    assert PlaceSearch(REFUSAL, Subject(error)).solve().text == said
+
+
+def test_weights_are_named_though_the_model_does_not_run():
+    found = PlaceSearch(REFUSAL, Subject(AttributeError("no attribute"), {"dense/kernel": 1})).solve()
+
+    assert found.where == "dense/kernel"
+    assert found.rest == ("the model does not run by itself (AttributeError: no attribute)",)
