@@ -122,6 +122,9 @@ class RateLimit(SavedFields):
             step: Steps reported.
             hits: Least number of `hits` from here on.
         """
+        if self.is_ignored and self.ceiling < math.inf:
+            # A lower one still would change nothing.
+            return
         if self.ceiling == math.inf:
             self.since, self.lowest = step, math.inf
             # It was over, and too soon.
@@ -138,6 +141,11 @@ class RateLimit(SavedFields):
         if self.before_trial:
             self.ceiling, self.before_trial = self.before_trial, 0.0
             self.hits += 1
+
+    @property
+    def is_in_vain(self) -> bool:
+        """Whether a lower rate was asked for that the loop cannot have."""
+        return self.is_ignored and self.was_lowered
 
     @property
     def was_lowered(self) -> bool:

@@ -263,7 +263,7 @@ class RecoveryController:
             self._announcer.tell(events.LrRestored)
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
-            if incident is not None and incident.held_from_start and limit.ceiling < math.inf:
+            if incident is not None and incident.held_from_start and limit.ceiling < math.inf and not limit.is_ignored:
                 held, now = f"{incident.held_from_start:.3g}", limit.ceiling_text
                 held = now if now.startswith(held) else f"{held} to {now}"
                 text = f"the rate is too high from the start: {held} held for {lineage.since_restore:,} updates"
@@ -492,7 +492,8 @@ class RecoveryController:
         elif not self._sentry.tests_progress:
             # Batches and rates are the user's own: only the level of the losses says something of those.
             remedies.confirm_rate(level)
-            if lineage.progress.is_above_untrained(lineage.updates) and not lineage.rises and self.live.can_restore:
+            is_idle = lineage.rises or self.limit.is_in_vain
+            if lineage.progress.is_above_untrained(lineage.updates) and not is_idle and self.live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
             elif self.watches_explosions:
                 # Beside a loop that steps by itself R8 could only lower the rate.

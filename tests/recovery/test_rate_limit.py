@@ -72,6 +72,17 @@ def test_ceiling_is_relative_to_the_rate_that_failed():
     assert limit.lr(1.0) == 0.125
 
 
+def test_a_rate_that_the_step_ignores_is_asked_for_once():
+    """Compiled into it: each heal lowered the ceiling further, down to 4e-18 of the rate, and nothing changed."""
+    limit = limit_after([])
+    limit.is_share = limit.is_ignored = True
+    for _ in range(3):
+        limit.lower(1.0, by=10.0)
+
+    assert limit.is_in_vain
+    assert limit.ceiling_text == "0.1 of yours, which the compiled step ignores,"
+
+
 def ceilings_of(limit, count, level=math.nan):
     """The ceilings after so many calm updates, with this level of the losses at every sixteenth."""
     ceilings = []
