@@ -498,8 +498,8 @@ def test_scaled_gradients_are_clipped_at_their_own_norm(scale, fused):
     adapter = attach(nn.ParameterList([weight]), optimizer, None, num_steps=99, scaler=scaler)
     adapter.scheduler.controller.norms.begin(0)
     for number, _ in zip(range(20), adapter.steps(), strict=False):
-        before = weight.detach().clone()
-        adapter.step(weight[0] * (100.0 if number == 19 else 1.0) - float(weight[0].detach()) + 2.0)
+        before, length = weight.detach().clone(), 100.0 if number == 19 else 1.0
+        adapter.step((weight[0] * length + 2.0) - float(weight[0].detach()) * length)
 
     assert math.isclose(float((weight.detach() - before).norm()), 2.0, rel_tol=1e-5)
 
