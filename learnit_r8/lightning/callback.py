@@ -111,6 +111,10 @@ def num_batches_of(trainer: Any, loader: Any) -> int:
 
 
 RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
+NOT_RESUMED = (
+    "the model goes on from step {:,} of R8's checkpoint, but Lightning begins at epoch 0, with its counts, schedules "
+    "and callbacks: give fit(..., ckpt_path=) a checkpoint of Lightning's, which holds R8's state, too."
+)
 
 
 @contextlib.contextmanager
@@ -256,6 +260,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         adapter = self._attached = attach(pl_module, trainer.optimizers[0], None, **settings)
         if saved:
             adapter.load_scheduler(as_arrays(saved["scheduler"]))
+        elif adapter.scheduler.global_step:
+            adapter.scheduler.host.say_once("not resumed", NOT_RESUMED.format(adapter.scheduler.global_step))
         self._batches = adapter.follow()
         self._batches.begin_run()
         fetcher = trainer.fit_loop._data_fetcher

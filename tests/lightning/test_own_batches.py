@@ -629,3 +629,16 @@ def test_the_place_of_an_incident_is_found_by_running_the_step_again():
     # Before the optimizer takes its step, which would spread it.
     assert "1 of the weights `net.0.weight` is not finite, and all others are" in cause.text
     assert not {"log", "log_dict"} & vars(hurt).keys()
+
+
+def test_a_checkpoint_of_r8_alone_resumes_no_fit(tmp_path):
+    """The weights go on, and the Trainer begins anew: said, as with a checkpoint of Lightning's nothing is."""
+    common = {"checkpoint_dir": tmp_path / "r8", "resume": "auto"}
+    train(built(Plain), callbacks=[R8Callback(**common)], max_steps=20)
+    callback = R8Callback(**common)
+    with pytest.warns(
+        RuntimeWarning, match=r"goes on from step 20 of R8's checkpoint, but Lightning begins at epoch 0"
+    ):
+        lightning.Trainer(callbacks=[callback], max_epochs=3, enable_checkpointing=False, **QUIET).fit(
+            built(Plain), Plain().loaders()
+        )
