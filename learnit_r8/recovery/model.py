@@ -128,13 +128,9 @@ class LiveModel:
     def put_statistics(self) -> None:
         """Put running statistics back that a batch has ruined, or warn of them where that cannot be done."""
         timer, get = self.persistence.backup_timer, self.persistence.callbacks.state
-        ruined, is_put, newest = timer.ruined, False, None
-        for each in reversed(self.persistence.backup.backups):
-            sums = {} if each.state is None else {key: total.real for key, _, _, total in tree.sums_of(each.state)}
-            # Those of a batch of the first steps are known for ruined only when newer backups hold them, too.
-            if sums and all(10 * sums.get(key, total) < total for key, total in ruined.items()):
-                newest = each
-                break
+        ruined, is_put = timer.ruined, False
+        known = [each for each in reversed(self.persistence.backup.backups) if each.state is not None]
+        newest = next((each for each in known if timer.is_before_jump(each.state)), None)
         if newest is not None and get is not None:
             # The backup may not fit.
             with contextlib.suppress(ValueError):

@@ -56,6 +56,9 @@ LEAST_VARIANCE_STEP = 4
 MOST_FALLS = 2
 """How often a variance that jumped in the first steps may fall until it was a batch, not the scale of the data."""
 
+FAR_BELOW = 10.0
+"""Factor within which variances are those from before a jump."""
+
 SAME_VARIANCE = 0.2
 """Relative difference up to which a variance that jumps again is as high as the last time: the data are others now."""
 
@@ -118,10 +121,10 @@ class BackupTimer:
         self._is_first = True
         self.num_lasting: dict[str, int] = {}
         # Of each array of running variances, the last and the highest of their sums; those that were put back last; and
-        # how often they have fallen since a jump, while the scale is unknown.
+        # while the scale is unknown, the sum before a jump and how often they have fallen since then.
         self._variances: dict[str, tuple[float, float]] = {}
         self._jumps: dict[str, float] = {}
-        self._falls: dict[str, int] = {}
+        self._falls: dict[str, tuple[float, int]] = {}
         self.ruined: dict[str, float] = {}
         self._is_due = self._is_look_due = False
         self._step, self._seconds = 0, 0.0
@@ -295,11 +298,11 @@ class BackupTimer:
             if "var" in key and RUNNING_VARIANCE.search(key):
                 total = of_array.real
                 last, highest = self._variances.get(key, (total, 0.0))
-                if (
-                    total > MOST_VARIANCE * max(highest, NO_VARIANCE)
-                    if highest
-                    else self._falls_again(key, last, total)
-                ):
+                if highest:
+                    is_ruined = total > MOST_VARIANCE * max(highest, NO_VARIANCE)
+                else:
+                    is_ruined = self._falls_again(key, last, total)
+                if is_ruined:
                     self.ruined[key] = total
                     continue
                 # That of an average of the weights may stay 1 until it begins.
@@ -319,14 +322,21 @@ class BackupTimer:
         """Whether a variance falls for the second time since a jump in the first steps; data would raise it further."""
         if key not in self._falls:
             if 0 < MOST_VARIANCE * last < total and key not in self._jumps:
-                self._falls[key] = 0
+                self._falls[key] = last, 0
             return False
-        if total > last or MOST_VARIANCE * total < last:
+        before, count = self._falls[key]
+        if total > last or total < FAR_BELOW * before:
             # Further up, or put back.
             del self._falls[key]
-        elif total < last:
-            self._falls[key] += 1
-        return self._falls.get(key, 0) >= MOST_FALLS
+            return False
+        count += total < last
+        self._falls[key] = before, count
+        return count >= MOST_FALLS
+
+    def is_before_jump(self, state: Any) -> bool:
+        """Whether a state holds variances from before they were ruined; in the first steps newer ones do not."""
+        sums = {key: of_array.real for key, _, _, of_array in tree.sums_of(state)}
+        return all(FAR_BELOW * sums.get(key, total) < total for key, total in self.ruined.items())
 
     def note_jumps(self, ruined: dict[str, float], *, are_put_back: bool) -> None:
         """Note what became of ruined statistics: those that are not put back stay, with a warning."""

@@ -254,9 +254,7 @@ class Progress(SavedFields):
         recent = self.recent
         if len(recent) < BEFORE_RISE:
             return False
-        high = max(recent[-1], recent[-2], recent[-3], recent[-4]) if at_all else min(recent[-1], recent[-2])
-        if high <= recent[-SINCE_LOOK - 1]:
-            return False
+        high = max([*recent][1 - SINCE_LOOK :]) if at_all else min(recent[-1], recent[-2])
         earlier = sorted([*recent][-BEFORE_RISE:-SINCE_LOOK])
         return high > 2 * earlier[-1] - median_of(earlier)
 

@@ -31,7 +31,7 @@ from .early import FAR, FirstSteps, far_from
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
 from .policy import Recovery, TrainingDiverged
-from .progress import EARLY_UPDATES, FIRST, LOOK_EVERY, START_UPDATES
+from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK, START_UPDATES
 from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
@@ -280,8 +280,10 @@ class RecoveryController:
         """Do what need not be done at every update; called at every fourth."""
         state, updates, progress = self.state, self.lineage.updates, self.lineage.progress
         is_level_due = not updates % LOOK_EVERY
+        last = [*progress.recent][-BEFORE_RISE:]
+        is_new_high = max(last[1 - SINCE_LOOK :]) > max(last[:-SINCE_LOOK], default=math.inf)
         # Of a batch that ruins running statistics its own loss alone is high.
-        if progress.is_risen(at_all=self._persistence.backup_timer.has_statistics):
+        if is_new_high and progress.is_risen(at_all=self._persistence.backup_timer.has_statistics):
             # A backup of weights under suspicion would take the place of another one.
             self._persistence.look_at_weights(backs_up=False)
         if state.num_equal >= EQUAL_LOSSES - 1:
