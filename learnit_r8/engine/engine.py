@@ -737,18 +737,19 @@ class Engine:
             if damage:
                 self._answer_damage(damage)
 
-    def leave_epoch(self, *, is_within: bool = False) -> None:
+    def leave_epoch(self, *, is_validated: bool = False) -> None:
         """Look at the weights, and put in those that count for true, as the user's code after an epoch may follow.
 
-        The next draw takes them out. Nothing happens a second time at the same place. All ranks call it at the same
-        place.
+        The next draw takes them out. Nothing happens within an epoch, or a second time after it. All ranks call it at
+        the same place.
 
         Args:
-            is_within: Whether a validation within an epoch may follow, too, for which the weights are only looked at;
-                else nothing happens there.
+            is_validated: Whether a validation follows, wherever it is: then the weights are looked at within an epoch,
+                and a second time after it, as other code may have changed them since.
         """
         pace, controller, is_between = self.pace, self.controller, self.pace.is_between_epochs
-        if not (is_between or is_within) or pace.num_out or self.search.is_on or controller.left_at == pace.place:
+        is_again = controller.left_at == pace.place
+        if not (is_validated or (is_between and not is_again)) or pace.num_out or self.search.is_on:
             return
         controller.left_at = pace.place
         if not controller.is_on_trial:

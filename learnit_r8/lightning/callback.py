@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 
 from ..engine.settings import OwnBatches, head_of
@@ -233,7 +233,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         if ckpt_path is not None:
             settings.pop("resume", None)
         settings |= {
-            "accumulate": trainer.accumulate_grad_batches,
+            "accumulate": _num_added(trainer),
             "scaler": getattr(trainer.precision_plugin, "scaler", None),
             "also": {**_others(trainer, pl_module), **settings.get("also", {})},
         }
@@ -484,7 +484,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         """Report the losses on their way, as the weights that are kept are to be validated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._adapter.flush()
-            self.scheduler.host.leave_epoch(is_within=True)
+            self.scheduler.host.leave_epoch(is_validated=True)
             self._metrics = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -622,6 +622,15 @@ def _predictions(outputs: Any) -> Predictions | None:
     found = outputs.get("predictions") if isinstance(outputs, dict) else None
     # The user's own entry of this name may be anything.
     return found if isinstance(found, Predictions) else None
+
+
+def _num_added(trainer: Any) -> int:
+    """Most batches of a step: a callback that changes their number does so only as an epoch begins."""
+    counts = [int(trainer.accumulate_grad_batches)]
+    for each in trainer.callbacks:
+        if isinstance(each, GradientAccumulationScheduler):
+            counts += each.scheduling.values()
+    return max(counts)
 
 
 def _returned(outputs: Any) -> Any:

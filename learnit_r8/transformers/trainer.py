@@ -227,7 +227,7 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if control.should_save or control.should_evaluate:
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
-            adapter.scheduler.host.leave_epoch(is_within=True)
+            adapter.scheduler.host.leave_epoch(is_validated=True)
         is_ended_by_trainer = isinstance(self._given, R8Mixin) and self._given._r8_ends_itself
         if adapter.scheduler.pace.is_stopped if is_ended_by_trainer else adapter.scheduler.is_over:
             control.should_training_stop = True

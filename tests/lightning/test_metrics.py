@@ -164,6 +164,21 @@ def test_a_validation_within_an_epoch_sees_no_nan(own):
 
 
 @OWN
+def test_a_validation_sees_no_nan_that_came_after_r8s_look(own):
+    """Of a hook of the module, or a callback behind R8Callback, at the last batch of an epoch."""
+
+    class Hurt(Validated):
+        def on_train_batch_end(self, *_):
+            if self.trainer.is_last_batch and self.trainer.current_epoch == 1:
+                self.net[0].weight.data[0, 0] = float("nan")
+
+    module, _, heard = train(own, Hurt())
+
+    assert len(heard) == 3
+    assert all(0 < loss < 2.5 for loss, _ in module.seen)
+
+
+@OWN
 def test_a_value_put_among_the_metrics_by_hand(own):
     """What user code puts into ``callback_metrics`` as a plain number is passed on, and what is no number is not."""
 
