@@ -170,9 +170,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._own_step: Any = None
         self._has_raised = self._is_told = self._is_learned = False
         # Of manual optimization: how many losses there were at its first step of an optimizer, whether these were all,
-        # as far as was seen, what looks at each step, whether gradients are added up, and those before the batch.
+        # as far as was seen, what looks at each step; which parameters had a step, and the gradients before the batch.
         self._num_at_step: int | None = None
-        self._adds_up = False
+        self._stepped: set[int] = set()
         self._kept: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
         self._knows_all = False
         self._step_hooks: list[Any] = []
@@ -277,9 +277,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
             def manual_backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
                 if not self._manual:
-                    # After a step what is left of gradients is cleared before the next.
-                    kept = (each for each in parameters if self._adds_up or each.grad is None)
-                    self._kept = [(each, each.grad if each.grad is None else each.grad.clone()) for each in kept]
+                    stepped, self._stepped = self._stepped, set()
+                    self._kept = [(each, _gradient_of(each, is_old=id(each) in stepped)) for each in parameters]
                 self._manual.append(loss.detach())
                 self._last_manual = loss.data_ptr()
                 own(loss, *args, **kwargs)
@@ -299,6 +298,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         """
         if self._num_at_step is None:
             self._num_at_step = len(self._manual)
+        self._stepped.update(id(each) for group in optimizer.param_groups for each in group["params"])
         if self._knows_all and self._manual and not self._is_told:
             self._is_told, self._is_learned = True, self._report(trainer, None)
         is_refused = self._is_told and not self._is_learned
@@ -330,8 +330,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         A loss is reported before the optimizer takes its step, if it is known by then, and what was logged with it is
         logged only if it counts; else the module's metrics are put back, too.
         """
-        outputs, self._has_raised, self._adds_up = None, False, self._num_at_step is None
-        self._num_at_step, self._kept = None, []
+        outputs, self._has_raised, self._num_at_step, self._kept = None, False, None, []
         self._manual.clear()
         logged: list[tuple[Any, Any]] = []
         self._adapter.hold((args, kwargs))
@@ -359,10 +358,6 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             stepped_on: list[torch.Tensor] = [] if self._num_at_step is None else self._manual
             with self._adapter.before_gradient() if is_automatic else contextlib.nullcontext():
                 self._is_told, self._is_learned = True, self._report(trainer, outputs)
-            if self._num_at_step is None and not self._is_learned:
-                # Nothing was stepped: the gradients of a refused batch must not be added to the next.
-                for parameter, gradient in self._kept:
-                    parameter.grad = gradient
             # Those that are not finite have left out the steps after them.
             if stepped_on and not self._is_learned and all(bool(each.isfinite().all()) for each in stepped_on):
                 self.scheduler.host.say_once("stepped", STEPPED)
@@ -371,6 +366,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
                 pl_module.log(*log, **more)
             return outputs
         step.put_back()
+        for parameter, gradient in self._kept:
+            # Those of a refused batch must not be added to the next one's.
+            if id(parameter) not in self._stepped:
+                parameter.grad = gradient
         connector = trainer._logger_connector
         if connector.should_reset_tensors("training_step"):
             # The first log of an epoch does so, and no other one.
@@ -631,6 +630,13 @@ def _num_added(trainer: Any) -> int:
         if isinstance(each, GradientAccumulationScheduler):
             counts += each.scheduling.values()
     return max(counts)
+
+
+def _gradient_of(parameter: torch.nn.Parameter, *, is_old: bool) -> torch.Tensor | None:
+    """A copy of its gradient; of an old one, which was stepped with, zeros, as nothing is added to it."""
+    if parameter.grad is None:
+        return None
+    return torch.zeros_like(parameter.grad) if is_old else parameter.grad.clone()
 
 
 def _returned(outputs: Any) -> Any:

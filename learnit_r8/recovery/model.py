@@ -129,8 +129,7 @@ class LiveModel:
         """Put running statistics back that a batch has ruined, or warn of them where that cannot be done."""
         timer, get = self.persistence.backup_timer, self.persistence.callbacks.state
         ruined, is_put = timer.ruined, False
-        known = [each for each in reversed(self.persistence.backup.backups) if each.state is not None]
-        newest = next((each for each in known if timer.is_before_jump(each.state)), None)
+        newest = next((each for each in reversed(self.persistence.backup.backups) if each.state is not None), None)
         if newest is not None and get is not None:
             # The backup may not fit.
             with contextlib.suppress(ValueError):

@@ -50,14 +50,8 @@ MOST_VARIANCE = 1000
 NO_VARIANCE = 1e-5
 """What frameworks add to a variance: below it, a jump changes nothing."""
 
-LEAST_VARIANCE_STEP = 4
-"""Steps in which running variances come from 1 to within a factor of 25 of what the data have, at a momentum of .99."""
-
-MOST_FALLS = 2
-"""How often a variance that jumped in the first steps may fall until it was a batch, not the scale of the data."""
-
-FAR_BELOW = 10.0
-"""Factor within which variances are those from before a jump."""
+LEAST_VARIANCE_STEP = 2
+"""Steps in which running variances come within a factor of 500 of what the data have, at a momentum of .999."""
 
 SAME_VARIANCE = 0.2
 """Relative difference up to which a variance that jumps again is as high as the last time: the data are others now."""
@@ -120,11 +114,9 @@ class BackupTimer:
         self._announcer = announcer
         self._is_first = True
         self.num_lasting: dict[str, int] = {}
-        # Of each array of running variances, the last and the highest of their sums; those that were put back last; and
-        # while the scale is unknown, the sum before a jump and how often they have fallen since then.
+        # Of each array of running variances, the last and the highest of their sums; and those that were put back last.
         self._variances: dict[str, tuple[float, float]] = {}
         self._jumps: dict[str, float] = {}
-        self._falls: dict[str, tuple[float, int]] = {}
         self.ruined: dict[str, float] = {}
         self._is_due = self._is_look_due = False
         self._step, self._seconds = 0, 0.0
@@ -298,18 +290,13 @@ class BackupTimer:
             if "var" in key and RUNNING_VARIANCE.search(key):
                 total = of_array.real
                 last, highest = self._variances.get(key, (total, 0.0))
-                if highest:
-                    is_ruined = total > MOST_VARIANCE * max(highest, NO_VARIANCE)
-                else:
-                    is_ruined = self._falls_again(key, last, total)
-                if is_ruined:
+                if highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE):
                     self.ruined[key] = total
                     continue
                 # That of an average of the weights may stay 1 until it begins.
-                if total != last and step >= LEAST_VARIANCE_STEP and key not in self._falls:
-                    if highest:
-                        # Batches in between were usual: what ruins it again is a bad one, not data of another scale.
-                        self._jumps.pop(key, None)
+                if total != last and step >= LEAST_VARIANCE_STEP:
+                    # Batches in between were usual: what ruins it again is a bad one, not data of another scale.
+                    self._jumps.pop(key, None)
                     highest = max(highest, total)
                 self._variances[key] = total, highest
         jumps = self._jumps
@@ -317,26 +304,6 @@ class BackupTimer:
         # Of several processes, another one may have met no such batch.
         if is_same or self._agreement.ranks is not None:
             self.note_jumps(self.ruined, are_put_back=False)
-
-    def _falls_again(self, key: str, last: float, total: float) -> bool:
-        """Whether a variance falls for the second time since a jump in the first steps; data would raise it further."""
-        if key not in self._falls:
-            if 0 < MOST_VARIANCE * last < total and key not in self._jumps:
-                self._falls[key] = last, 0
-            return False
-        before, count = self._falls[key]
-        if total > last or total < FAR_BELOW * before:
-            # Further up, or put back.
-            del self._falls[key]
-            return False
-        count += total < last
-        self._falls[key] = before, count
-        return count >= MOST_FALLS
-
-    def is_before_jump(self, state: Any) -> bool:
-        """Whether a state holds variances from before they were ruined; in the first steps newer ones do not."""
-        sums = {key: of_array.real for key, _, _, of_array in tree.sums_of(state)}
-        return all(FAR_BELOW * sums.get(key, total) < total for key, total in self.ruined.items())
 
     def note_jumps(self, ruined: dict[str, float], *, are_put_back: bool) -> None:
         """Note what became of ruined statistics: those that are not put back stay, with a warning."""

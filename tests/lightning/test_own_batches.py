@@ -268,7 +268,7 @@ def test_a_bad_batch_of_a_step_of_ones_own_is_left_out():
 class AddsUp(TwoRates):
     """The gradients of two batches for each step; one batch of NaN, after which none follows."""
 
-    turn = 0
+    turn, to_none = 0, True
 
     def training_step(self, batch, index):
         x, y = batch
@@ -279,12 +279,14 @@ class AddsUp(TwoRates):
         if index % 2:
             for each in self.optimizers():
                 each.step()
-                each.zero_grad()
+                each.zero_grad(set_to_none=self.to_none)
 
 
-def test_a_bad_batch_adds_nothing_to_the_gradient_of_others():
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_bad_batch_adds_nothing_to_the_gradient_of_others(to_none):
     """Where a step of one's own adds gradients up, as with the batch left out by hand."""
     by_hand, watched, callback = built(AddsUp), built(AddsUp), R8Callback()
+    by_hand.to_none = watched.to_none = to_none
     by_hand.samples = watched.samples = DATA
     by_hand.leaves_out = True
     plain = train(by_hand)
