@@ -278,7 +278,12 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             def manual_backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
                 if not self._manual:
                     stepped, self._stepped = self._stepped, set()
-                    self._kept = [(each, _gradient_of(each, is_old=id(each) in stepped)) for each in parameters]
+                    for each in parameters:
+                        gradient = each.grad
+                        if gradient is not None:
+                            # Nothing is added to what a step was taken with.
+                            gradient = torch.zeros_like(gradient) if id(each) in stepped else gradient.clone()
+                        self._kept.append((each, gradient))
                 self._manual.append(loss.detach())
                 self._last_manual = loss.data_ptr()
                 own(loss, *args, **kwargs)
@@ -630,13 +635,6 @@ def _num_added(trainer: Any) -> int:
         if isinstance(each, GradientAccumulationScheduler):
             counts += each.scheduling.values()
     return max(counts)
-
-
-def _gradient_of(parameter: torch.nn.Parameter, *, is_old: bool) -> torch.Tensor | None:
-    """A copy of its gradient; of an old one, which was stepped with, zeros, as nothing is added to it."""
-    if parameter.grad is None:
-        return None
-    return torch.zeros_like(parameter.grad) if is_old else parameter.grad.clone()
 
 
 def _returned(outputs: Any) -> Any:
