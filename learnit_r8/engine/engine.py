@@ -744,8 +744,8 @@ class Engine:
         the same place.
 
         Args:
-            is_validated: Whether a validation follows, wherever it is: then the weights are looked at within an epoch,
-                and a second time after it, as other code may have changed them since.
+            is_validated: Whether a validation or a trainer's own save follows, wherever it is: then the weights are
+                looked at within an epoch, and a second time after it, as other code may have changed them since.
         """
         pace, controller, is_between = self.pace, self.controller, self.pace.is_between_epochs
         is_again = controller.left_at == pace.place

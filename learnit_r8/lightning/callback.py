@@ -21,7 +21,7 @@ from ..torch.attachment import attach
 from ..torch.losses import check_labels, cross_entropies, read_losses
 from ..torch.predictions import predictions_of
 from ..torch.state import as_arrays
-from ..torch.trainer_step import TrainerStep, uncounted
+from ..torch.trainer_step import TrainerStep, gradients_of, uncounted
 from .loader import WEIGHTED, R8Loader
 
 if TYPE_CHECKING:
@@ -277,13 +277,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
 
             def manual_backward(loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
                 if not self._manual:
-                    stepped, self._stepped = self._stepped, set()
-                    for each in parameters:
-                        gradient = each.grad
-                        if gradient is not None:
-                            # Nothing is added to what a step was taken with.
-                            gradient = torch.zeros_like(gradient) if id(each) in stepped else gradient.clone()
-                        self._kept.append((each, gradient))
+                    self._kept, self._stepped = gradients_of(parameters, self._stepped), set()
                 self._manual.append(loss.detach())
                 self._last_manual = loss.data_ptr()
                 own(loss, *args, **kwargs)

@@ -59,7 +59,7 @@ JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
 
 BEFORE_RISE, SINCE_LOOK = 24, 5
-"""Losses that are compared, with the most of them that may have come since the last look at losses."""
+"""Losses that are compared to see a rise, and the most of them that may have come since the last look at losses."""
 
 APART = 8
 """Losses before an explosion of which none is one."""
@@ -244,19 +244,6 @@ class Progress(SavedFields):
         if len(before) < FIRST or median_of(last) <= FAR_ABOVE * self.untrained:
             return False
         return last[1] > max(self.untrained, sorted(before)[-2])
-
-    def is_risen(self, *, at_all: bool = False) -> bool:
-        """Whether the last two losses are far above all of the time before the last look, as a rectifier may hide NaN.
-
-        Args:
-            at_all: Whether it is enough that one of the last four is.
-        """
-        recent = self.recent
-        if len(recent) < BEFORE_RISE:
-            return False
-        high = max([*recent][1 - SINCE_LOOK :]) if at_all else min(recent[-1], recent[-2])
-        earlier = sorted([*recent][-BEFORE_RISE:-SINCE_LOOK])
-        return high > 2 * earlier[-1] - median_of(earlier)
 
     def is_above_untrained(self, updates: int) -> bool:
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""

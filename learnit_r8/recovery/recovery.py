@@ -281,11 +281,13 @@ class RecoveryController:
         state, updates, progress = self.state, self.lineage.updates, self.lineage.progress
         is_level_due = not updates % LOOK_EVERY
         last = [*progress.recent][-BEFORE_RISE:]
-        is_new_high = max(last[1 - SINCE_LOOK :]) > max(last[:-SINCE_LOOK], default=math.inf)
-        # Of a batch that ruins running statistics its own loss alone is high.
-        if is_new_high and progress.is_risen(at_all=self._persistence.backup_timer.has_statistics):
-            # A backup of weights under suspicion would take the place of another one.
-            self._persistence.look_at_weights(backs_up=False)
+        earlier, high = last[:-SINCE_LOOK], max(last[1 - SINCE_LOOK :])
+        if len(last) == BEFORE_RISE and high > max(earlier):
+            # The last two are high where a rectifier hides NaN; one alone where a batch ruins running statistics.
+            high = high if self._persistence.backup_timer.has_statistics else min(last[-2:])
+            if high > 2 * max(earlier) - median_of(sorted(earlier)):
+                # A backup of weights under suspicion would take the place of another one.
+                self._persistence.look_at_weights(backs_up=False)
         if state.num_equal >= EQUAL_LOSSES - 1:
             state.num_equal = 0
             self._persistence.look_at_weights()

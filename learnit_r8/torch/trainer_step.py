@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -105,6 +105,24 @@ def _note(value: Any) -> Callable[[], Any] | None:
 
         return rebuild
     return None
+
+
+def gradients_of(
+    parameters: Iterable[torch.nn.Parameter], old: Collection[int] = ()
+) -> list[tuple[torch.nn.Parameter, torch.Tensor | None]]:
+    """Parameters with copies of their gradients, from before those of a batch are added.
+
+    Args:
+        parameters: The parameters.
+        old: `id` of those that a step was taken with: nothing is added to such a gradient, and zeros stand for it.
+    """
+    found: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
+    for each in parameters:
+        gradient = each.grad
+        if gradient is not None:
+            gradient = torch.zeros_like(gradient) if id(each) in old else gradient.clone()
+        found.append((each, gradient))
+    return found
 
 
 NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemoryError)

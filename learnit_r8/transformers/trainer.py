@@ -22,7 +22,7 @@ from ..torch.adapter import Adapter
 from ..torch.attachment import attach
 from ..torch.loader import make_loader
 from ..torch.state import as_arrays
-from ..torch.trainer_step import TrainerStep, no_loss, uncounted
+from ..torch.trainer_step import TrainerStep, gradients_of, no_loss, uncounted
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
 
 if TYPE_CHECKING:
@@ -604,8 +604,7 @@ class R8Mixin:
                 step.put_back()
                 loss = no_loss(model, self._r8_last_loss)
                 if is_in_step:
-                    for each in model.parameters():
-                        self._r8_kept.append((each, None if each.grad is None else each.grad.clone()))
+                    self._r8_kept = gradients_of(model.parameters())
         return (loss, found[1]) if return_outputs else loss
 
     def _r8_of_batch(self, loss: torch.Tensor, how: tuple[Mapping[str, Any], int]) -> torch.Tensor:
