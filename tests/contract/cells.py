@@ -77,8 +77,17 @@ MAY_DIFFER = {
 SLOW = ["keras tf.data", "keras step", "train_loop", "managed nnx", "managed equinox"]
 """Columns that run with ``-m slow`` alone, as one like them runs by default."""
 
-PROGRAM = {("huge_batch", name) for name in ("keras", "keras own", "train_loop own")} | {
-    ("nan_weight_after_a_resume", name) for name in ("keras own", "train_loop own", "lightning own", "trainer own")
+PROGRAM = {
+    (row, name)
+    for row, names in {
+        "healthy_quiet": ("keras", "train_loop own"),
+        "hidden_nan": ("keras own", "train_loop own"),
+        "huge_batch": ("keras", "keras own", "train_loop own"),
+        "metrics": ("keras own", "train_loop own"),
+        "nan_batch": ("keras own", "train_loop own"),
+        "nan_weight_after_a_resume": ("keras own", "train_loop own", "lightning own", "trainer own"),
+    }.items()
+    for name in names
 }
 """By rule and column: tests that run with ``-m program``, as one like them runs by default and each takes seconds."""
 
