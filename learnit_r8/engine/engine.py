@@ -643,9 +643,7 @@ class Engine:
             if not self.emitter.has_started:
                 run_state.start(self.run)
             if self.requests.is_pending:
-                self.own_seconds -= self.requests.answer(
-                    lambda: run_state.save_as_asked(self.run), cool_down=self.rates.begin_cool_down
-                )
+                self.own_seconds -= self.requests.answer(self._save_as_asked, cool_down=self.rates.begin_cool_down)
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.state.is_look_due and not pace.is_stopped:
                 step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
@@ -688,23 +686,27 @@ class Engine:
         with self.run.saving:
             epoch_ended = pace.has_left_epoch
             try:
-                damage = self.persistence.save_what_is_due(
+                is_done = self.persistence.save_what_is_due(
                     pace.step, self.source.samples_in(pace.place), pace.seconds, pace.num_draws,
                     epoch_ended=epoch_ended, run_ended=closing or pace.is_finished, budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self.run),
                     get_moment=functools.partial(run_state.moment_of, self.run, "draw"),
                     is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
                     may_back_up=not controller.is_open,
-                    saved=controller.note_checkpoint,
+                    saved=controller.note_checkpoint, answer=self._answer_damage, may_save=lambda: controller.may_save,
                 )  # fmt: skip
-                if damage:
-                    self._answer_damage(damage)
             except Exception:
                 pace.has_left_epoch = False
                 raise
             # Last: if any of this is interrupted, it is due again.
-            if epoch_ended:
+            if epoch_ended and is_done:
                 pace.has_left_epoch = False
+
+    def _save_as_asked(self) -> None:
+        """Write a checkpoint on request, such as a signal's, once the weights were looked at."""
+        if self.agreement.ranks is None and not self.controller.is_open:
+            self.check_weights()
+        run_state.save_as_asked(self.run)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""

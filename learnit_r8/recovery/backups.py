@@ -1,21 +1,24 @@
 """Backups: model states to go back to, each with its witness, the first batch that was trained on after it.
 
 The loss of the witness was computed with exactly the weights of its backup. So drawing that batch again tells whether
-other weights are as good.
+other weights are as good. Of running statistics, which no loss of training shows, their size tells it.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..events.bus import Announcer
 from ..state import tree
 from ..table.trend import median
+from .saved_fields import NOT_SAVED, SavedFields
 
 LEVEL_LOSSES = 32
 """Losses before a backup from which its level and spread are computed."""
@@ -29,6 +32,34 @@ LEAST_SPREAD = 1e-3
 FAR_SPREADS = 6.0
 """Spreads of the losses before a backup, and at least their level once more, by which the loss of a bad batch is above
 them. Other weights may have any loss on such a batch."""
+
+RUNNING_VARIANCE = re.compile(r"\.running_var$|/moving_variance|\bbatch_stats\..*\bvar$|\.var\.value$")
+"""Names of running variances: of torch, Keras, Flax's Linen and NNX."""
+
+MEAN_OF = re.compile(r"var(iance)?(?=$|\.value$)")
+"""What to replace in such a name for that of the means."""
+
+MOST_VARIANCE = 1000
+"""How many times as large as ever before running variances jump."""
+
+NO_VARIANCE = 1e-5
+"""What frameworks add to a variance: below it, a jump changes nothing."""
+
+LEAST_STEP = 2
+"""Steps in which running variances come within a factor of 500 of what the data have, at a momentum of .999."""
+
+MOST_IN_A_ROW = 8
+"""Batches in a row that ruin statistics which were put back: the data are others now."""
+
+ALIKE, NUM_ALIKE = 1e-3, 2
+"""Relative difference of the rates at which a variance falls from look to look, and how often they differ by less where
+all batches since the first ones have next to nothing of it."""
+
+STAYS = (
+    "{!r} is more than 1,000 times as large as ever before, since step {}: a batch far out of range has probably "
+    "ruined running statistics, which validation uses and no training loss shows; take them anew by passes over sound "
+    "batches in the mode of training (torch: swa_utils.update_bn)."
+)
 
 
 class SchedulerState(NamedTuple):
@@ -318,3 +349,106 @@ class RamBackup:
         """Forget all states."""
         self.backups = []
         self._spares = []
+
+
+class Fall(NamedTuple):
+    """How the running variance of an untrained norm falls, while only the first batches tell its scale.
+
+    Attributes:
+        untrained: Its sum as the run began.
+        step: Steps reported at the last look.
+        rate: Logarithm of what it has lost at each step since the look before; 0 where it has risen.
+        num_alike: How many rates in a row were like those before them.
+    """
+
+    untrained: float
+    step: int
+    rate: float = 0.0
+    num_alike: int = 0
+
+    def go_on(self, last: float, total: float, step: int) -> Fall:
+        """The fall from the last sum to this one."""
+        rate = math.log(last / total) / max(1, step - self.step) if 0 < total < last else 0.0
+        is_alike = rate > 0 and abs(rate - self.rate) <= ALIKE * rate
+        return Fall(self.untrained, step, rate, self.num_alike + 1 if is_alike else 0)
+
+    def is_of_batch(self, total: float) -> bool:
+        """Whether one of the first batches has ruined the variance: the later ones agree that they have far less."""
+        return self.num_alike >= NUM_ALIKE and total > MOST_VARIANCE * self.untrained
+
+
+@dataclass(eq=False)
+class RunningVariances(SavedFields):
+    """Compares the sum of each array of running variances with those at earlier looks, by name.
+
+    Attributes:
+        announcer: Warns of statistics that stay ruined.
+        highest: The highest sums so far, of looks at which they were not ruined.
+        in_a_row: How often in a row they were put back.
+        last: The sums at the last look.
+        falls: Those that have only fallen since the first steps.
+        ruined: Of those that were ruined at the last look, until `note`: the sum, and how often in a row they were.
+    """
+
+    announcer: Announcer = field(metadata=NOT_SAVED)
+    highest: dict[str, float] = field(default_factory=dict)
+    in_a_row: dict[str, int] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict, metadata=NOT_SAVED)
+    falls: dict[str, Fall] = field(default_factory=dict, metadata=NOT_SAVED)
+    ruined: dict[str, tuple[float, int]] = field(default_factory=dict, metadata=NOT_SAVED)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the running variances, and of the means beside them."""
+        return [each for key in self.last for each in (key, MEAN_OF.sub("mean", key))]
+
+    def compare(self, sums: list[tree.Sum], *, is_alone: bool) -> None:
+        """Find those that are far larger than at any look before.
+
+        Args:
+            sums: The sums of the state at this look.
+            is_alone: Whether they can be put back: of several processes, another one may have met no such batch.
+        """
+        self.ruined, step = {}, self.announcer.where()[0]
+        for key, _, _, of_array in sums:
+            # The pattern takes far longer to see that a name is none.
+            if "var" not in key or not RUNNING_VARIANCE.search(key):
+                continue
+            total, highest = of_array.real, self.highest.get(key, 0.0)
+            last = self.last.get(key, total)
+            fall = self.falls.get(key) if key in self.last else Fall(total, step)
+            fall = fall.go_on(last, total, step) if fall and total != last else fall
+            is_jump = highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE)
+            if is_jump or (fall and fall.is_of_batch(total)):
+                self.ruined[key] = total, self.in_a_row.get(key, 0) + 1
+                continue
+            if fall and (total <= last or step <= LEAST_STEP):
+                self.falls[key] = fall
+            else:
+                self.falls.pop(key, None)
+            # That of an average of the weights may stay 1 until it begins.
+            if total != last and step >= LEAST_STEP:
+                # Batches in between were usual: what ruins it again is a bad one, not data of another scale.
+                self.in_a_row.pop(key, None)
+                self.highest[key] = max(highest, total)
+            self.last[key] = total
+        if not is_alone or any(count > MOST_IN_A_ROW for _, count in self.ruined.values()):
+            self.note(self.ruined, are_put_back=False)
+
+    def precede(self, state: Any) -> bool:
+        """Whether a state holds variances from before they were ruined."""
+        sums = {key: of_array.real for key, _, _, of_array in tree.sums_of(state)}
+        return all(MOST_VARIANCE * sums.get(key, total) < total for key, (total, _) in self.ruined.items())
+
+    def note(self, ruined: Mapping[str, tuple[float, int]], *, are_put_back: bool) -> None:
+        """Note what became of ruined ones: those that are not put back stay, with a warning."""
+        self.ruined = {}
+        for key, (total, count) in ruined.items():
+            self.falls.pop(key, None)
+            if are_put_back:
+                self.in_a_row[key] = count
+                # One that was higher was of this batch, too.
+                self.highest = {name: each for name, each in self.highest.items() if name != key or each < total}
+            else:
+                self.announcer.warn_once("variance", STAYS.format(key, self.announcer.where()[0]))
+                self.highest[key] = self.last[key] = total

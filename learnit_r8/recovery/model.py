@@ -128,19 +128,21 @@ class LiveModel:
     def put_statistics(self) -> None:
         """Put running statistics back that a batch has ruined, or warn of them where that cannot be done."""
         timer, get = self.persistence.backup_timer, self.persistence.callbacks.state
-        ruined, is_put = timer.ruined, False
-        newest = next((each for each in reversed(self.persistence.backup.backups) if each.state is not None), None)
+        variances, is_put = timer.variances, False
+        ruined, backups = variances.ruined, [*reversed(self.persistence.backup.backups)]
+        newest = next((each for each in backups if each.state is not None and variances.precede(each.state)), None)
         if newest is not None and get is not None:
             # The backup may not fit.
             with contextlib.suppress(ValueError):
-                mended, _ = repair(get(), newest.state, timer.meant, timer.statistics)
+                mended, _ = repair(get(), newest.state, timer.meant, variances.names)
                 # Loading looks again.
-                is_put = self._load(mended, self.step) and not timer.ruined
+                is_put = self._load(mended, self.step) and not variances.ruined
         if newest is not None and is_put:
             self.num_statistics_put += 1
+            self.persistence.look_at_weights(backs_up=False)
             text = STATISTICS.format(self.step, next(iter(ruined)), newest.step)
             self.announcer.say_once(f"statistics {self.step}", text, is_warning=self.num_statistics_put == 1)
-        timer.note_jumps(ruined, are_put_back=is_put)
+        variances.note(ruined, are_put_back=is_put)
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little.

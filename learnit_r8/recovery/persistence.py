@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from ..state.saver import CheckpointSaver, check_folder
 from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
-from .backups import Backup, RamBackup
+from .backups import Backup, RamBackup, RunningVariances
 
 DEFAULT_FOLDER = "checkpoints"
 
@@ -37,30 +36,6 @@ NO_MODEL = (
 
 MOST_LASTING = 8
 """Times that an array may be damaged without a refused batch before that is taken as intended."""
-
-RUNNING_VARIANCE = re.compile(r"\.running_var$|/moving_variance|\bbatch_stats\..*\bvar$|\.var\.value$")
-"""Names of running variances: of torch, Keras, Flax's Linen and NNX."""
-
-MEAN_OF = re.compile(r"var(iance)?(?=$|\.value$)")
-"""What to replace in such a name for that of the means."""
-
-MOST_VARIANCE = 1000
-"""How many times as large as ever before running variances jump."""
-
-NO_VARIANCE = 1e-5
-"""What frameworks add to a variance: below it, a jump changes nothing."""
-
-LEAST_VARIANCE_STEP = 2
-"""Steps in which running variances come within a factor of 500 of what the data have, at a momentum of .999."""
-
-SAME_VARIANCE = 0.2
-"""Relative difference up to which a variance that jumps again is as high as the last time: the data are others now."""
-
-VARIANCE = (
-    "{!r} is more than 1,000 times as large as ever before, since step {}: a batch far out of range has probably "
-    "ruined running statistics, which validation uses and no training loss shows; take them anew by passes over sound "
-    "batches in the mode of training (torch: swa_utils.update_bn)."
-)
 
 LEAST_BACKUP_STEPS = 10
 
@@ -98,7 +73,7 @@ class BackupTimer:
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
-        ruined: Sums of the running variances that a batch had ruined at the last look, by name.
+        variances: Finds running statistics that a batch has ruined.
     """
 
     def __init__(
@@ -114,10 +89,7 @@ class BackupTimer:
         self._announcer = announcer
         self._is_first = True
         self.num_lasting: dict[str, int] = {}
-        # Of each array of running variances, the last and the highest of their sums; and those that were put back last.
-        self._variances: dict[str, tuple[float, float]] = {}
-        self._jumps: dict[str, float] = {}
-        self.ruined: dict[str, float] = {}
+        self.variances = RunningVariances(announcer)
         self._is_due = self._is_look_due = False
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
@@ -135,16 +107,6 @@ class BackupTimer:
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no backup."""
         self._step = step
-
-    @property
-    def has_statistics(self) -> bool:
-        """Whether running variances have been seen."""
-        return bool(self._variances)
-
-    @property
-    def statistics(self) -> list[str]:
-        """Names of the running variances, and of the means beside them."""
-        return [each for key in self._variances for each in (key, MEAN_OF.sub("mean", key))]
 
     def look_soon(self, *, backs_up: bool = True) -> None:
         """Check every number as soon as the user's step is complete, and take a backup unless told not to."""
@@ -268,52 +230,19 @@ class BackupTimer:
         """Tell listeners of an array that is damaged; returns it, else one of ruined statistics, else ""."""
         if damaged:
             self._announcer.tell(events.DamageFound, array=damaged)
-        return damaged or next(iter(self.ruined), "")
+        return damaged or next(iter(self.variances.ruined), "")
 
     def damage_in(self, state: Any) -> str:
         """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none."""
         sums = tree.sums_of(state)
         bad = tree.faults_in(sums)
-        self._compare_variances(sums)
+        self.variances.compare(sums, is_alone=self._agreement.ranks is None)
         if self._is_first:
             # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
             self._is_first = False
             self.meant = {key for key, fault in bad.items() if fault != "NaN"}
         self.meant |= {key for key in bad for name in self.not_healed if f"{key}.".startswith(f"{name}.")}
         return next((key for key in bad if key not in self.meant), "")
-
-    def _compare_variances(self, sums: list[tree.Sum]) -> None:
-        """Find running variances that are far larger than at any look before."""
-        self.ruined, step = {}, self._announcer.where()[0]
-        for key, _, _, of_array in sums:
-            # The pattern takes far longer to see that a name is none.
-            if "var" in key and RUNNING_VARIANCE.search(key):
-                total = of_array.real
-                last, highest = self._variances.get(key, (total, 0.0))
-                if highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE):
-                    self.ruined[key] = total
-                    continue
-                # That of an average of the weights may stay 1 until it begins.
-                if total != last and step >= LEAST_VARIANCE_STEP:
-                    # Batches in between were usual: what ruins it again is a bad one, not data of another scale.
-                    self._jumps.pop(key, None)
-                    highest = max(highest, total)
-                self._variances[key] = total, highest
-        jumps = self._jumps
-        is_same = all(abs(total - jumps.get(key, 0.0)) <= SAME_VARIANCE * total for key, total in self.ruined.items())
-        # Of several processes, another one may have met no such batch.
-        if is_same or self._agreement.ranks is not None:
-            self.note_jumps(self.ruined, are_put_back=False)
-
-    def note_jumps(self, ruined: dict[str, float], *, are_put_back: bool) -> None:
-        """Note what became of ruined statistics: those that are not put back stay, with a warning."""
-        self.ruined = {}
-        if are_put_back:
-            self._jumps.update(ruined)
-            return
-        for key, total in ruined.items():
-            self._announcer.warn_once("variance", VARIANCE.format(key, self._step))
-            self._variances[key] = total, total
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.
@@ -461,7 +390,8 @@ class Persistence:
         self, step: int, samples: int, seconds: float, draws: int, *, epoch_ended: bool, run_ended: bool,
         budget: Budget, get_state: Callable[[], dict[str, Any]], get_moment: Callable[[Any], Any] = lambda state: None,
         is_calm: bool = True, may_back_up: bool = True, saved: Callable[[int], object] = lambda step: None,
-    ) -> str:  # fmt: skip
+        answer: Callable[[str], object] = lambda damage: None, may_save: Callable[[], bool] = lambda: True,
+    ) -> bool:  # fmt: skip
         """Take a backup and write a checkpoint, if they are due.
 
         Args:
@@ -477,28 +407,40 @@ class Persistence:
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none.
             may_back_up: Whether the weights are those of the run, and not on trial.
             saved: Called with the step of a checkpoint before it is written.
+            answer: Called with the name of an array that is damaged, before a checkpoint is written.
+            may_save: Whether a checkpoint may be written after that; asked then.
 
         Returns:
-            The name of a non-finite array of the model, if one was found; otherwise "".
+            Whether that is done; otherwise it is due again.
         """
-        damage, asked = "", (step, samples, seconds)
+        asked = (step, samples, seconds)
         elapsed = Elapsed(*asked, *self._asked)
         try:
             self.backup_timer.take_in(self.callbacks.state)
+            saver = self.saver
+            if saver and not saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
+                saver = None
             if self.callbacks.state is not None and may_back_up:
                 before = self.backup.newest
+                if saver:
+                    # A run that goes on from a file has no backup from before what has damaged it.
+                    self.backup_timer.look_soon(backs_up=False)
                 damage = self.backup_timer.take_if_due(
                     elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
                 )
                 is_new = self.backup.newest is not before and not self.backup_timer.is_early
                 if step and is_new and not (damage or run_ended) and self.generations is not None:
                     self._write_generation(self.generations, get_state, step)
-            if self.saver and self.saver.is_due(elapsed, epoch_ended=epoch_ended, run_ended=run_ended):
+                if damage:
+                    answer(damage)
+                    if not (may_save() or run_ended):
+                        return False
+            if saver:
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
-                how = {"in_background": not run_ended, "is_again": run_ended and self.saver.has_saved(step)}
-                self.saver.attempt(lambda: self._write(self._agreed(get_state), **how), step)
-                if run_ended and self.saver.has_saved(step):
+                how = {"in_background": not run_ended, "is_again": run_ended and saver.has_saved(step)}
+                saver.attempt(lambda: self._write(self._agreed(get_state), **how), step)
+                if run_ended and saver.has_saved(step):
                     self.forget_generations()
         except Exception:
             self._asked = asked
@@ -513,7 +455,7 @@ class Persistence:
         if len(untils) > 1 or self.callbacks.load is not None:
             untils.append((budget.steps or math.inf, budget.seconds or math.inf))
         self.quiet_steps, self.quiet_seconds = map(min, zip(*untils, strict=True))
-        return damage
+        return True
 
     def count_from(self, step: int, samples: int, seconds: float) -> None:
         """Count intervals from here, as the run was resumed."""

@@ -131,7 +131,9 @@ class RecoveryController:
         """Begin with nothing remembered."""
         self.norms.forget()
         limit = RateLimit(self.recovery.factor, self.recovery.gentle_steps, self._keeps_rates)
-        self.state = state = RecoveryState(limit, self.norms, IncidentLog(self._announcer))
+        variances = self._persistence.backup_timer.variances
+        variances.forget()
+        self.state = state = RecoveryState(limit, self.norms, IncidentLog(self._announcer), variances)
         self.limit, self.lineage = limit, state.lineage
         self._refusals, self._incidents = state.refusals, state.incidents
         self.witnesses = Witnesses(self._persistence, self.recovery.trust_steps)
@@ -140,8 +142,7 @@ class RecoveryController:
         self.early = FirstSteps(state, self.live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self.live, self.witnesses, self._sentry, self._table)
         self.is_early = self.watches_gradients = self._watches_level or self._sentry.tests_progress
-        self.is_quiet, self._is_lasting = True, False
-        self._most_steady, self.left_at, self._lr = 0, -1, math.nan
+        self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
 
@@ -284,7 +285,7 @@ class RecoveryController:
         earlier, high = last[:-SINCE_LOOK], max(last[1 - SINCE_LOOK :])
         if len(last) == BEFORE_RISE and high > max(earlier):
             # The last two are high where a rectifier hides NaN; one alone where a batch ruins running statistics.
-            high = high if self._persistence.backup_timer.has_statistics else min(last[-2:])
+            high = high if state.variances.last else min(last[-2:])
             if high > 2 * max(earlier) - median_of(sorted(earlier)):
                 # A backup of weights under suspicion would take the place of another one.
                 self._persistence.look_at_weights(backs_up=False)
@@ -452,7 +453,7 @@ class RecoveryController:
         """
         self.begin_call(step, lr)
         timer = self._persistence.backup_timer
-        if array in timer.ruined:
+        if array in timer.variances.ruined:
             self.live.put_statistics()
             return
         timer.note_done(step)
@@ -672,8 +673,7 @@ class RecoveryController:
             is_present=self.live.current is None, reason=case.alarm.value,
         )  # fmt: skip
         self._check_end(loss, lr)
-        finding = self.experiment.take(loss)
-        if finding is not None:
+        if (finding := self.experiment.take(loss)) is not None:
             self._conclude(case, finding)
 
     # Conclusions.

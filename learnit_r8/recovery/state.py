@@ -11,7 +11,7 @@ from typing import Any
 from .. import events
 from ..events.bus import Announcer
 from ..events.incident import MOST_FINDINGS, Incident
-from .backups import Backup, median_of
+from .backups import Backup, RunningVariances, median_of
 from .progress import LOOK_EVERY, Progress
 from .rate_limit import NormLimit, RateLimit
 from .saved_fields import NOT_SAVED, SavedFields
@@ -485,6 +485,7 @@ class RecoveryState(SavedFields):
         limit: Holds the learning rate down.
         norms: Clips the gradient once updates were too large.
         incidents: The incident under way, and counts over the whole run.
+        variances: What is known of running statistics.
         lineage: The updates that the present weights come from.
         refusals: Counts refused batches.
         early: What is remembered of the first steps.
@@ -497,6 +498,7 @@ class RecoveryState(SavedFields):
     limit: RateLimit
     norms: NormLimit
     incidents: IncidentLog
+    variances: RunningVariances
     lineage: Lineage = field(default_factory=Lineage)
     refusals: Refusals = field(default_factory=Refusals)
     early: Early = field(default_factory=Early)

@@ -146,10 +146,35 @@ def test_nan_is_named_before_ruined_statistics():
 
     assert ask(timer, 50, {**ruined, "w": np.array([1.0, NAN])}) == "w"
     assert [ask(timer, 51, ruined), ask(timer, 51, ruined)] == ["norm.running_var"] * 2
-    timer.note_jumps(timer.ruined, are_put_back=True)
-    with pytest.warns(RuntimeWarning, match="'norm.running_var' is .* times as large as ever before"):
-        assert not ask(timer, 52, ruined)
     assert len(heard.of(events.DamageFound)) == 1
+
+
+def test_statistics_that_are_ruined_by_nine_batches_in_a_row_stay():
+    """The data are of another scale now, which is said; eight in a row may be bad."""
+    timer, _ = of(1)
+    for step in range(10):
+        assert not ask(timer, step, {"norm": {"running_var": np.full(2, 1.0 + step)}})
+    ruined = {"norm": {"running_var": np.full(2, 1e6)}}
+    for step in range(10, 18):
+        assert ask(timer, step, ruined) == "norm.running_var"
+        timer.variances.note(timer.variances.ruined, are_put_back=True)
+    with pytest.warns(RuntimeWarning, match="'norm.running_var' is .* times as large as ever before"):
+        assert not ask(timer, 18, ruined)
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.99])
+@pytest.mark.parametrize("bad", [1, 2])
+def test_statistics_that_one_of_the_first_batches_ruins_are_found(bad, decay):
+    """The later ones agree that they have next to nothing of it, and the variance was far lower before."""
+    timer, _ = of(1)
+    total, step = 1.0, 0
+    while not ask(timer, step, {"norm": {"running_var": np.full(2, total)}}):
+        step += 1
+        total = decay * total + (1 - decay) * (1e8 if step == bad else 1.5 + step % 3)
+
+    assert step == bad + 3
+    assert timer.variances.precede(timer.backup.backups[bad - 1].state)
+    assert not timer.variances.precede(timer.backup.newest.state)
 
 
 def test_data_of_a_large_scale_that_begin_wide_are_no_jump():
@@ -167,7 +192,7 @@ def test_statistics_ruined_again_after_usual_ones_are_no_new_data():
     ruined = {"norm": {"running_var": np.full(2, 1e6)}}
     for step in (50, 70):
         assert ask(timer, step, ruined) == "norm.running_var"
-        timer.note_jumps(timer.ruined, are_put_back=True)
+        timer.variances.note(timer.variances.ruined, are_put_back=True)
         assert not ask(timer, step + 10, {"norm": {"running_var": np.full(2, 40.0 + step)}})
 
 

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from learnit_r8.events.bus import Announcer
-from learnit_r8.recovery.backups import Backup
+from learnit_r8.recovery.backups import Backup, RunningVariances
 from learnit_r8.recovery.rate_limit import NormLimit, RateLimit
 from learnit_r8.recovery.saved_fields import SavedFields
 from learnit_r8.recovery.state import (
@@ -155,7 +155,7 @@ def test_counts_of_the_last_hundred(script):
 
 NOT_OF_A_FILE = {
     "gentle_factor", "gentle_steps", "is_share", "is_ignored", "announcer", "current", "kinds", "is_compared", "last",
-    "batch",
+    "batch", "falls", "ruined",
 }  # fmt: skip
 """Fields that are settings, that their owner saves in another form, or that hold one of the user's batches."""
 
@@ -172,12 +172,16 @@ def numbers_of(part, name=""):
 
 def test_a_state_that_is_saved_is_the_same_when_it_is_loaded():
     """Every number of every part, in the same kind of container."""
+    announcer = Announcer([], lambda: (0, 0.0))
     one, two = (
-        RecoveryState(RateLimit(0.5, 16), NormLimit(), IncidentLog(Announcer([], lambda: (0, 0.0)))) for _ in range(2)
+        RecoveryState(RateLimit(0.5, 16), NormLimit(), IncidentLog(announcer), RunningVariances(announcer))
+        for _ in range(2)
     )
     for name, part, field in numbers_of(one):
         value = getattr(part, field)
-        if isinstance(value, (list, deque)):
+        if isinstance(value, dict):
+            value["norm.running_var"] = 7
+        elif isinstance(value, (list, deque)):
             value.append([9, 3] if name in ("early.dead.found", "early.changes") else 2)
         else:
             setattr(part, field, f"{value}x" if isinstance(value, str) else not value if type(value) is bool else 7)

@@ -1,7 +1,10 @@
 """A refused batch leaves nothing behind in the model, and what R8 does not heal is not taken for damage."""
 
+import contextlib
 import math
+import os
 import re
+import signal
 import warnings
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from wild_scripts import clouds, seed_all
 
+from learnit_r8 import Backups
 from learnit_r8.torch import attach
 from learnit_r8.torch.flight.hand import MOST_OF_BUFFER
 
@@ -389,8 +393,61 @@ def test_statistics_are_put_back_as_often_as_a_batch_ruins_them(places):
 
 
 @pytest.mark.filterwarnings("ignore:.*times as large as ever before")
+@pytest.mark.parametrize("places", [(0,), (1,), (10, 11, 12)], ids=["first", "second", "three in a row"])
+@pytest.mark.parametrize("momentum", [0.1, 0.01])
+def test_statistics_of_the_first_batches_are_put_back(places, momentum):
+    """Before the scale of the data is known it is the later batches that tell; and two looks are no new data."""
+    (x, y), validation = clouds(), {}
+    for is_bad in (True, False):
+        model = network()
+        model[1].momentum = momentum
+        given = batches_of(x, y)
+        batches = [
+            (inputs * (1e4 if is_bad and at in places else 1), labels) for at, (inputs, labels) in enumerate(given)
+        ]
+        with attach(model, sgd(model), batches, num_epochs=1) as adapter:
+            for inputs, labels in adapter.batches():
+                adapter.step(cross_entropy(model(inputs), labels))
+        with torch.no_grad():
+            validation[is_bad] = float(cross_entropy(model.eval()(x), y))
+
+    assert validation[True] < 1.2 * validation[False]
+
+
+@pytest.mark.filterwarnings("ignore:.*times as large as ever before")
+@pytest.mark.parametrize(
+    ("bad", "every", "stop"), [(49, 50, None), (52, 50, None), (49, 1000, signal.SIGTERM)],
+    ids=["saved last", "first after", "saved by a signal"],
+)  # fmt: skip
+def test_statistics_that_a_batch_ruins_next_to_a_kill_are_put_back(bad, every, stop, tmp_path):
+    """No backup is left from before a checkpoint that holds ruined ones; and what is known of the scale is saved."""
+    x, y = clouds()
+    batches = [(inputs * (1e4 if at == bad else 1), labels) for at, (inputs, labels) in enumerate(batches_of(x, y))]
+    settings = {"checkpoint_dir": tmp_path, "backup_every": Backups(backup_dir=False), "resume": "auto"}
+
+    def train():
+        model = network()
+        adapter = attach(model, sgd(model), batches, num_epochs=1, checkpoint_every=every, **settings)
+        is_first = not adapter.scheduler.global_step
+        for inputs, labels in adapter.batches():
+            adapter.step(cross_entropy(model(inputs), labels))
+            if is_first and adapter.scheduler.global_step == (50 if stop else 51):
+                if not stop:
+                    return model
+                os.kill(os.getpid(), stop)
+        adapter.close()
+        return model
+
+    with contextlib.suppress(SystemExit):
+        train()
+    model = train()
+    with torch.no_grad():
+        assert float(cross_entropy(model.eval()(x), y)) < 0.2
+
+
+@pytest.mark.filterwarnings("ignore:.*times as large as ever before")
 def test_data_of_another_scale_from_some_step_on_keep_their_statistics():
-    """They are put back once; as they come again, they are said, and stay."""
+    """They are put back as long as the batches may be bad ones; as they come again, they are said, and stay."""
     model, (x, y) = network(), clouds()
     batches = [(inputs * (1e4 if at > 40 else 1.0), labels) for at, (inputs, labels) in enumerate(batches_of(x, y))]
     with attach(model, sgd(model), batches, num_epochs=1, backup_every=10) as adapter:
