@@ -3,6 +3,7 @@
 import functools
 import math
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -295,6 +296,32 @@ def test_no_checkpoint_while_a_probe_is_open(tmp_path):
 
     assert all(isinstance(event, events.Probed) for event in kinds[first:found])
     assert task.loss() < 0.2
+
+
+@pytest.mark.parametrize("every", [{}, {"backup_every": 20}], ids=["at its own look", "at a backup"])
+def test_a_checkpoint_holds_no_damage_that_is_mended_at_its_step(every, tmp_path):
+    """A run that was killed soon after would go on from it."""
+    task, more, saved = ToyTask(N), np.zeros(3), []
+
+    def load(state, from_ram):
+        task.load(state["task"], from_ram)
+        more[:] = state["more"]
+
+    def save(given, path):
+        saved.append((r8.global_step, bool(np.isfinite(more).all())))
+        Path(path).touch()
+
+    r8 = R8Scheduler(
+        N, batch_size=32, num_steps=80, initial_lr=0.05, state_callback=lambda: {"task": task.state(), "more": more},
+        load_callback=load, save_callback=save, checkpoint_dir=tmp_path, checkpoint_every=20, **every,
+    )  # fmt: skip
+    for _ in r8.epoch_iterator():
+        for indices, lr in r8.batch_iterator():
+            if r8.update_with_loss(task.losses(indices).mean()):
+                task.step(lr)
+                more[1] = np.nan if r8.global_step == 40 and len(saved) == 1 else more[1]
+
+    assert saved[:3] == [(20, True), (40, True), (60, True)]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
