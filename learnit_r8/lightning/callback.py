@@ -58,7 +58,12 @@ def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) 
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         counts.append((trainer.max_epochs - epochs_before) * num_batches)
     if trainer.max_steps is not None and trainer.max_steps >= 0:
-        counts.append(batches_of(trainer.max_steps - steps_before, num_batches, trainer.accumulate_grad_batches))
+        left, batches, epoch = trainer.max_steps - steps_before, 0, epochs_before
+        while left > 0:
+            added, epoch = _num_added(trainer, epoch), epoch + 1
+            updates = min(left, -(-max(1, num_batches) // added))
+            left, batches = left - updates, batches + batches_of(updates, num_batches, added)
+        counts.append(batches)
     if counts:
         return {"num_steps": max(1, min(counts))}
     seconds = [timer._duration for timer in trainer.callbacks if type(timer).__name__ == "Timer"]
@@ -622,13 +627,14 @@ def _predictions(outputs: Any) -> Predictions | None:
     return found if isinstance(found, Predictions) else None
 
 
-def _num_added(trainer: Any) -> int:
-    """Most batches of a step: a callback that changes their number does so only as an epoch begins."""
-    counts = [int(trainer.accumulate_grad_batches)]
+def _num_added(trainer: Any, epoch: int | None = None) -> int:
+    """Batches of a step in an epoch, or the most: a callback that changes their number does so as an epoch begins."""
+    added = int(trainer.accumulate_grad_batches)
     for each in trainer.callbacks:
         if isinstance(each, GradientAccumulationScheduler):
-            counts += each.scheduling.values()
-    return max(counts)
+            numbers = each.scheduling.values()
+            added = max(added, *numbers) if epoch is None else each.get_accumulate_grad_batches(epoch)
+    return added
 
 
 def _returned(outputs: Any) -> Any:

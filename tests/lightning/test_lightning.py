@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 
 import lightning
 import numpy as np
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 import learnit_r8.lightning
@@ -50,6 +50,15 @@ def test_resumes_twice_with_incidents_before_and_after(tmp_path):
 
     assert whole[-1] >= 3
     assert once == twice == whole
+
+
+@pytest.mark.parametrize("scheduling", [{0: 2}, {0: 4, 1: 1}, {0: 1, 2: 4}])
+def test_the_budget_counts_batches_that_a_schedule_adds_up(scheduling):
+    """The run takes as many steps of the optimizer as the Trainer's limit says."""
+    schedule = GradientAccumulationScheduler(scheduling)
+    *_, trainer = fit(more=[schedule], max_steps=3 * STEPS // 2, max_epochs=-1)
+
+    assert trainer.global_step == 3 * STEPS // 2
 
 
 def test_validation_early_stopping_and_checkpoints(tmp_path):
