@@ -53,7 +53,8 @@ SAME = 1e-3
 CHANCE = 1e-4
 """Chance at which probes that are not finite are taken for the weights' fault and not for that of passing faults."""
 
-MOST_REPEATS = 64
+MOST_REPEATS, MOST_STAND_INS = 64, 3
+"""Most draws of one witness; and of other batches that stand for it, of which each takes four that are not finite."""
 
 MOST_COMPARED = 3
 """Witnesses of trained states on which weights are compared with the untrained ones, beside the first."""
@@ -186,7 +187,8 @@ class Case:
     def repeats(self) -> int:
         """Probes after which a loss that is never finite cannot be chance, with so many passing faults in the data."""
         share = min(0.95, max(self.share, 1e-3))
-        return int(np.clip(math.ceil(math.log(CHANCE) / math.log(share)), 2, MOST_REPEATS))
+        most = MOST_REPEATS if self.is_exact else MOST_STAND_INS
+        return int(np.clip(math.ceil(math.log(CHANCE) / math.log(share)), 2, most))
 
 
 class Finding(NamedTuple):
@@ -242,7 +244,10 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     is_whole = False if case.is_again else model.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)
-    is_sound = is_whole is not False and not is_blind and not (case.alarm is Alarm.SPIKE and model.is_swollen())
+    # Other batches that stand for a probe may all be bad, as those of one rollout are.
+    is_doubtful = case.alarm is Alarm.NOT_FINITE and not case.is_exact
+    may_be_swollen = is_doubtful or case.alarm is Alarm.SPIKE
+    is_sound = is_whole is not False and not is_blind and not (may_be_swollen and model.is_swollen())
     if not is_sound:
         # A run that ends before the experiment goes on from what has repeated its record.
         case.of_present.update((each, math.inf) for each in reversed(case.known))
@@ -257,6 +262,10 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
     newest = yield from _find_newest_healthy(case, model, known, tested)
+    if newest is not None and is_sound and is_doubtful and model.put_present():
+        loss = case.of_present[newest] = yield from _draw(case, newest)
+        if math.isfinite(loss):
+            return Finding("healthy", f"the weights are healthy: {case.present_text}", None, tested)
     if has_present:
         finding = yield from _stay(case, model, newest, rise, tested)
         if finding is not None:
@@ -384,7 +393,7 @@ def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -
     ``put`` puts the state under test back before each draw, as a loop that reports after its step has trained on it.
     """
     loss = math.nan
-    for _ in range(case.repeats if case.is_exact else 1):
+    for _ in range(case.repeats):
         if not put():
             return math.nan
         loss = yield witness

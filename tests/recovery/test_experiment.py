@@ -256,6 +256,11 @@ def test_probe_that_is_not_finite_is_repeated():
     assert (finding.verdict, drawn) == ("healthy", [100] * 3)
 
 
+def test_batches_that_stand_for_probes_are_waited_for_in_bounds():
+    """Where many losses are not finite, weights that are damaged must be found before the run is given up."""
+    assert case_of(backups(2), share=0.9, is_exact=False).repeats == 3
+
+
 @given(st.floats(0.0, 1.0))
 def test_repeats_leave_little_to_chance(share):
     """So many faults in a row have a chance of at most 1 in 10,000, within 2 to 64 probes."""
@@ -276,6 +281,28 @@ def test_witness_that_holds_a_bad_sample():
 
     assert finding.verdict == "healthy"
     assert set(drawn) == {150, 100}
+
+
+@pytest.mark.parametrize("num_bad", [3, 7, 9])
+def test_bad_batches_that_stand_for_probes_convict_no_weights(num_bad):
+    """Those of a rollout are all bad: once a backup has finite losses, it is seen whether the present weights have."""
+    answers, lab = iter([NAN] * num_bad), FakeLab()
+    case = case_of(backups(5), Alarm.NOT_FINITE, share=0.02, is_exact=False)
+    finding, _ = conduct(case, lab, lambda lab, witness: next(answers, witness.record))
+
+    assert (finding.verdict, lab.current) == ("healthy", None)
+    assert bool(lab.puts) == (num_bad > 6)
+
+
+@pytest.mark.parametrize("swollen", [False, True])
+def test_weights_that_give_no_finite_loss_on_any_batch_are_damaged(swollen):
+    """Finite ones may overflow: a backup stays where others give finite losses and they none, at once if they grew."""
+    lab = FakeLab(swollen=swollen)
+    case = case_of(backups(4), Alarm.NOT_FINITE, share=0.02, is_exact=False)
+    finding, drawn = conduct(case, lab, lambda lab, witness: witness.record if lab.current else NAN)
+
+    assert (finding.verdict, finding.backup.updates, lab.current) == ("restored", 150, finding.backup)
+    assert len(drawn) == (1 if swollen else 10)
 
 
 def test_unproven_state_must_pass_an_older_witness():

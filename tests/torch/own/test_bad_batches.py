@@ -164,6 +164,27 @@ class Last(nn.Module):
         return self.layer(x)
 
 
+@pytest.mark.parametrize("num_bad", [16, 40])
+@pytest.mark.parametrize("guard", ["spike", "finite"])
+def test_many_bad_batches_in_a_row_undo_no_update(num_bad, guard):
+    """The minibatches of a rollout with NaN are left out, and no weights go back for them."""
+    x, y = clouds()
+    rng, model = np.random.default_rng(0), network()
+    optimizer = sgd(model)
+    adapter = attach(model, optimizer, None, num_steps=400, guard=guard)
+    for number in adapter.steps():
+        rows = rng.integers(0, len(x), SIZE)
+        inputs = x[rows] * NAN if 200 <= number < 200 + num_bad else x[rows]
+        loss = cross_entropy(model(inputs), y[rows])
+        if adapter.report(loss):
+            step(optimizer, loss)
+    adapter.close()
+    summary = adapter.scheduler.summary()
+
+    assert "model restored" not in summary
+    assert "the weights are healthy: other batches have a median loss" in summary
+
+
 def test_another_tensor_in_the_place_of_a_buffer_goes_back_too():
     """The buffer is then the tensor that it was before the batch."""
     model = Last()
