@@ -65,8 +65,10 @@ def test_slow_rises_that_come_back_are_the_loss_itself():
 @pytest.mark.parametrize(
     ("shares", "are_of_weights", "are_of_batches"),
     [
-        ([0.5], True, False),
-        ([0.49], False, False),
+        ([0.6], True, False),
+        ([0.59], False, False),
+        ([0.59, 0.5], True, False),
+        ([0.59, 0.49], False, False),
         ([0.0, 0.0, 0.9], False, True),
         ([0.0, 0.6, 0.9], True, False),
         ([0.9, 0.9, 0.0], False, False),
@@ -76,7 +78,8 @@ def test_slow_rises_that_come_back_are_the_loss_itself():
     ],
 )
 def test_whose_fault_explosions_are(shares, are_of_weights, are_of_batches):
-    """The weights', if the last one and the median of the last eight say so; three are needed to blame the batches."""
+    """The weights', if the last one and the median of the last eight say so, the first more clearly than the others; three
+    are needed to blame the batches."""
     explosions = Explosions()
     for share in shares:
         explosions.take(share, 100)
