@@ -78,8 +78,10 @@ def test_slow_rises_that_come_back_are_the_loss_itself():
     ],
 )
 def test_whose_fault_explosions_are(shares, are_of_weights, are_of_batches):
-    """The weights', if the last one and the median of the last eight say so, the first more clearly than the others; three
-    are needed to blame the batches."""
+    """The weights', if the last one and the median of the last eight say so, the first more clearly than the others.
+
+    Three are needed to blame the batches.
+    """
     explosions = Explosions()
     for share in shares:
         explosions.take(share, 100)
