@@ -643,12 +643,7 @@ class Engine:
             if not self.emitter.has_started:
                 run_state.start(self.run)
             if self.requests.is_pending:
-                if self.agreement.ranks is None and not controller.is_open:
-                    # A checkpoint may be asked for.
-                    self.check_weights()
-                self.own_seconds -= self.requests.answer(
-                    lambda: run_state.save_as_asked(self.run), cool_down=self.rates.begin_cool_down
-                )
+                self.own_seconds -= self.requests.answer(self._save_as_asked, cool_down=self.rates.begin_cool_down)
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.state.is_look_due and not pace.is_stopped:
                 step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
@@ -706,6 +701,12 @@ class Engine:
             # Last: if any of this is interrupted, it is due again.
             if epoch_ended and is_done:
                 pace.has_left_epoch = False
+
+    def _save_as_asked(self) -> None:
+        """Write a checkpoint on request, such as a signal's, once the weights were looked at."""
+        if self.agreement.ranks is None and not self.controller.is_open:
+            self.check_weights()
+        run_state.save_as_asked(self.run)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""
