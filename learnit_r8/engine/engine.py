@@ -643,7 +643,7 @@ class Engine:
             if not self.emitter.has_started:
                 run_state.start(self.run)
             if self.requests.is_pending:
-                self.own_seconds -= self.requests.answer(self._save_as_asked, cool_down=self.rates.begin_cool_down)
+                self.own_seconds -= self.requests.answer(self.save_as_asked, cool_down=self.rates.begin_cool_down)
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.state.is_look_due and not pace.is_stopped:
                 step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
@@ -702,7 +702,7 @@ class Engine:
             if epoch_ended and is_done:
                 pace.has_left_epoch = False
 
-    def _save_as_asked(self) -> None:
+    def save_as_asked(self) -> None:
         """Write a checkpoint on request, such as a signal's, once the weights were looked at."""
         if self.agreement.ranks is None and not self.controller.is_open:
             self.check_weights()
