@@ -50,11 +50,13 @@ class StepLosses(StepRecorder):
     Attributes:
         live: The values of the model's variables.
         function: The model's training function.
-        rate_variable: The rate of the optimizer, to be read by each step that is traced from now on; None without.
+        rates: Those of the optimizers; None if they are not to be read in the step.
+        rate_variable: The rate that the step which was traced last reads; None without.
         rate: What it was in the last step; None where that is not known.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
+        self.rates: RateFactor | None = None
         self.rate_variable: Any = None
         self.rate: float | None = None
         self._is_jax = keras.backend.backend() == "jax"
@@ -155,6 +157,8 @@ class StepLosses(StepRecorder):
     def _with_loss(self, logs: Any, losses: list[Any]) -> Any:
         """The logs of a step with its loss, and on TensorFlow with its rate."""
         values = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
+        # The step has built its optimizer by now.
+        self.rate_variable = None if self.rates is None else self.rates.variable
         if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
             values[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
         return self.function.put(logs, values) or logs
@@ -254,7 +258,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             raise ValueError(SETS_RATE.format(rate))
         self._losses = StepLosses.of(model, model.steps_per_execution)
         self._rates = RateFactor(model, optimizers, self._losses.live)
-        self._losses.rate_variable = self._rates.variable
+        self._losses.rates = self._rates
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model; TensorFlow's trainer leaves it to the first step to build it."""
@@ -333,10 +337,9 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         assert self._losses is not None
         was_lowered = self._rates.take_back()
         losses = self._losses.read(logs)
-        rate, variable = self._losses.rate, self._rates.variable
-        if rate is None or was_lowered or variable is not self._losses.rate_variable:
+        rate = self._losses.rate
+        if rate is None or was_lowered or self._rates.variable is not self._losses.rate_variable:
             rate = self._rates.value
-        self._losses.rate_variable = variable
         is_undone = False
         batches.note_batch(self._losses.function.batch)
         try:

@@ -130,9 +130,6 @@ class TrainFunction:
     def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def train_function(*args: Any) -> Any:
             if self._state is not None:
-                if self._num_calls == 1 and self._unbuilt and self._keep_in_step():
-                    # Keras traces its step again.
-                    return self._model.train_function(*args)
                 args = self._begin(args)
             return self._call(function, args)
 
@@ -153,27 +150,20 @@ class TrainFunction:
 
     # The state before a step, and its batch.
 
-    def _keep_in_step(self) -> bool:
-        """Have the steps that TensorFlow traces from now on keep what they change, before they change it.
+    def _keep_in_step(self) -> None:
+        """Have a step that TensorFlow is yet to trace keep what it changes, before it changes it.
 
-        Returns:
-            Whether they are others than those that they have kept so far; false on other back ends.
+        One that is traced stays: traced again, its operations of ``tf.random`` would begin anew.
         """
-        if self._back_end != "tensorflow" or not self.shows_batch:
-            return False
-        variables = self._find_variables()
-        if [id(each.value) for each in variables] == [id(each.value) for each, _ in self._kept]:
-            return False
+        is_made = self._model.train_function is not None
+        if self._back_end != "tensorflow" or not self.shows_batch or (is_made and self._is_traced):
+            return
         import tensorflow as tf
 
         self._kept = []
-        for each in variables:
+        for each in self._find_variables():
             with tf.device(each.value.device):
                 self._kept.append((each, tf.Variable(each.value, trainable=False)))
-        if self._is_traced:
-            self._is_traced = False
-            self._model.make_train_function(force=True)
-        return True
 
     def _remade(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The training function of one batch at a time, with what is needed of a step; else that of Keras."""

@@ -229,6 +229,29 @@ def test_an_optimizer_is_built_by_its_first_step(several):
     assert "lr 0.02" in r8.summary()
 
 
+class NoisyProbe(Probe):
+    """Adds noise of TensorFlow's own generator to what it is given."""
+
+    def train_step(self, data):
+        x, y = data
+        return super().train_step((x + tf.random.normal(tf.shape(x)), y))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_random_numbers_of_tensorflow_go_on_as_a_step_builds_its_optimizer(several):
+    """Noise that a step draws does not come again, neither in the step after that nor in another fit."""
+
+    def trained(callbacks):
+        model = NoisyProbe(several)
+        for _ in range(2):
+            model.fit(X[:128], Y[:128], batch_size=16, shuffle=False, verbose=0, callbacks=callbacks)
+        return [np.array(each) for each in [*model.weights, *model.second.variables]]
+
+    with R8Scheduler(scheduler_mode="keep") as r8:
+        watched = trained([R8Callback(r8)])
+    assert all(map(np.array_equal, watched, trained([])))
+
+
 def test_a_model_that_is_built_in_part():
     """A new layer on trained ones: the optimizer is built once all variables are there."""
 
