@@ -52,7 +52,7 @@ def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) 
     num_batches = min(steps_per_epoch, limit) if isinstance(limit, int) else int(steps_per_epoch * limit)
     # A second fit() of a Trainer trains what its limits leave; a checkpoint goes on with the whole run.
     epochs_before, steps_before = 0, 0
-    if trainer.ckpt_path is None:
+    if _resumed_from(trainer) is None:
         epochs_before, steps_before = trainer.current_epoch, trainer.global_step
     counts = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
@@ -88,6 +88,15 @@ STEPPED = (
     "optimization a batch is left out if all of its losses went through manual_backward before the first step of an "
     "optimizer, and nothing but the only one is returned."
 )
+
+
+def _resumed_from(trainer: Any) -> Any:
+    """The checkpoint that fit() was given, or None.
+
+    Finders of a rate or a batch size train for a while where the fit starts, and go back by a checkpoint of their own,
+    whose path stays behind.
+    """
+    return trainer.ckpt_path if trainer._checkpoint_connector._loaded_checkpoint else None
 
 
 def num_batches_of(trainer: Any, loader: Any) -> int:
@@ -234,7 +243,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         step = functools.partial(self._training_step, pl_module)
         pl_module.training_step = functools.update_wrapper(step, self._own_step)
         settings = dict(self._settings) if self._loader is None else self._loader.settings
-        ckpt_path, resume = trainer.ckpt_path, settings.get("resume")
+        ckpt_path, resume = _resumed_from(trainer), settings.get("resume")
         if ckpt_path is not None:
             settings.pop("resume", None)
         settings |= {
@@ -591,9 +600,10 @@ def _num_averaged(callback: Any) -> Any:
 
 
 def _check(trainer: Any, *, draws: bool, keeps_rates: bool, saved: dict[str, Any]) -> None:
-    if trainer.ckpt_path is not None and "scheduler" not in saved:
+    ckpt_path = _resumed_from(trainer)
+    if ckpt_path is not None and "scheduler" not in saved:
         raise ValueError(
-            f"ckpt_path must be a checkpoint of a training with R8Callback, got {trainer.ckpt_path!r}, which holds no "
+            f"ckpt_path must be a checkpoint of a training with R8Callback, got {ckpt_path!r}, which holds no "
             "state of R8; to start from its weights only, load them into the module and leave ckpt_path out."
         )
     least = "one optimizer" if draws else "an optimizer"

@@ -9,7 +9,7 @@ pytest.importorskip("lightning")
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder, StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.utils.data import DataLoader, IterableDataset
@@ -112,6 +112,27 @@ def state_of(module, trainer):
 def loss_of(module):
     with torch.no_grad():
         return float(cross_entropy(module.eval().net(DATA.tensors[0]), DATA.tensors[1]))
+
+
+class Sought(Plain):
+    """With a rate that Lightning looks for in a fit before the fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.lr = 0.2
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+
+def test_a_rate_is_found_first_as_without_r8(tmp_path):
+    def ended(*callbacks):
+        module = built(Sought)
+        finder = LearningRateFinder(num_training_steps=20)
+        return state_of(module, train(module, callbacks=[*callbacks, finder], default_root_dir=tmp_path))
+
+    assert equal(ended(), ended(callback := R8Callback()))
+    assert callback.scheduler.global_step == 39
 
 
 @pytest.mark.parametrize(
