@@ -24,8 +24,7 @@ from .engine.feed.feed import Batches, Feed, TrainerBatches
 from .engine.feed.followed import FollowedBatches
 from .engine.settings import AllSettings, Settings, check_names, flat, grouped, kept_defaults, suggest_settings
 from .events.caller import say_at_exit
-from .guard.monitor import GuardName
-from .guard.spike import SpikeGuard
+from .guard.monitor import USUAL_GUARD, GuardName
 from .guard.verdict import Guard
 from .policies.base import Policy
 from .policies.registry import PolicyName
@@ -223,7 +222,7 @@ class R8Scheduler:
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | str | Condition | Checkpoints | None = None, monitor: str | Monitor | None = None,
         early_stopping: int | EarlyStopping | None = None, resume: str | os.PathLike[str] | None = None,
-        guard: GuardName | Guard = SpikeGuard(), recovery: Recovery = Recovery(), use_curses: bool = False,
+        guard: GuardName | Guard = USUAL_GUARD, recovery: Recovery = Recovery(), use_curses: bool = False,
         run_dir: str | os.PathLike[str] | bool | RunDir | None = None,
         config: Mapping[str, Any] | None = None, notes: str | None = None, tags: Sequence[str] = (),
         handle_signals: bool = True, name: str | None = None, listeners: Iterable[events.Listener] = (),
@@ -1106,7 +1105,7 @@ class R8Scheduler:
             if self._is_closed and self.host.saver is not None:
                 self.host.saver.store.release()
             pace, early = self.pace, self.pace.ended_early
-            refused = self.controller.num_refused_last
+            refused = self.controller.state.refusals.num_last
             if is_whole and refused >= MOST_REFUSED_LAST:
                 self.host.announcer.warn_once("refused last", REFUSED_LAST.format(refused, pace.step))
             # A loop of the user's own without a budget ends where it does.

@@ -21,6 +21,18 @@ def check_scheduler(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be an R8Scheduler, got {value!r}.")
 
 
+RIVALS = (
+    "{} losses come in one report, and {} optimizers take steps. As those of networks that train against each other (a "
+    "GAN) need not fall, only a loss that is not finite, or absurd, is refused. Pass guard='spike' for the usual guard."
+)
+
+
+def expect_rivals(r8: R8Scheduler, num_losses: int, num_optimizers: int) -> None:
+    """Hear how many losses come in one report, and how many optimizers step."""
+    if num_losses > 1 and num_optimizers > 1 and r8.controller.expect_rivals():
+        r8.host.say_once("rivals", RIVALS.format(num_losses, num_optimizers), is_warning=False)
+
+
 def num_left(r8: R8Scheduler) -> int:
     """Batches left in the epoch, or in the budget."""
     left = r8.steps_per_epoch - r8.pace.place % r8.steps_per_epoch

@@ -11,7 +11,7 @@ from typing import Any
 from .._validation import check_choice, is_number, whole_number
 from ..events.bus import Announcer
 from ..events.steps import mode_of
-from ..guard.monitor import Sentry, as_guard
+from ..guard.monitor import USUAL_GUARD, Sentry, as_guard
 from ..guard.spike import SpikeGuard
 from ..guard.verdict import Guard
 from ..policies.registry import get_policy
@@ -54,7 +54,8 @@ def build_run(settings: Settings) -> Run:
         TypeError: an argument is of the wrong kind.
     """
     given = settings.given
-    guard, is_own, watches_level = _checked_guard(settings), given["num_samples"] is None, False
+    guard, is_usual, watches_level = _checked_guard(settings), given["guard"] is USUAL_GUARD, False
+    is_own, agreement = given["num_samples"] is None, Agreement()
     if is_own and settings.shape.mode == "keep" and isinstance(guard, SpikeGuard):
         # Losses that rise in a warm-up say little about a rate that is the user's own; their level is watched.
         guard, watches_level = replace(guard, tests_progress=False), guard.tests_progress
@@ -73,7 +74,7 @@ def build_run(settings: Settings) -> Run:
     check_choice("mode", mode, MODES)
     check_choice("record", settings.run_dir.record, ("names", "batch", "all"))
     test = _build_range_test(settings, budget, steps_per_epoch)
-    agreement, sentry = Agreement(), Sentry(guard)
+    sentry = Sentry(guard, watches_level=watches_level, is_usual=is_usual)
     announcer = Announcer(given["listeners"], pace.where)
     early_stop = EarlyStop(given["early_stopping"], monitor, mode, announcer)
     source = make_source(pace, announcer, agreement)
@@ -83,7 +84,7 @@ def build_run(settings: Settings) -> Run:
     emitter = EventEmitter(announcer, table)
     controller = RecoveryController(
         given["recovery"], persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",
-        recorder=_build_recorder(settings, persistence), watches_level=watches_level,
+        recorder=_build_recorder(settings, persistence),
     )  # fmt: skip
     search = LrSearch(test, source=source, persistence=persistence, controller=controller, announcer=announcer)
     rates = Rates(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from .._validation import check_choice
@@ -13,6 +14,9 @@ from .spike import SpikeGuard
 from .verdict import GOOD, FiniteGuard, Guard, Verdict
 
 GuardName = Literal["spike", "finite"]
+
+USUAL_GUARD = SpikeGuard()
+"""The guard where none is named."""
 
 _GUARDS: dict[str, Guard] = {"spike": SpikeGuard(), "finite": FiniteGuard()}
 
@@ -68,21 +72,37 @@ class Sentry:
 
     Args:
         guard: Judges losses.
+        watches_level: Whether recovery looks into losses far above those of the untrained model, through the whole run.
+        is_usual: Whether the user has named no guard.
 
     Attributes:
         present: What it remembers now, immutable.
         num_refused: Reports refused so far.
         tests_progress: Whether recovery may look into losses of the first steps that rise.
+        watches_level: As given.
         baseline: Number of baseline resets; a saved guard state from an earlier baseline is ignored.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, *, watches_level: bool = False, is_usual: bool = False) -> None:
         self.guard, self.present = guard, Memory(guard.begin())
+        self.watches_level, self._is_usual = watches_level, is_usual
         self.num_refused = self.baseline = 0
         self.tests_progress = bool(getattr(guard, "tests_progress", False))
 
     def __repr__(self) -> str:
         return f"Sentry({self.guard!r}, {self.num_refused} losses refused)"
+
+    def expect_rivals(self) -> bool:
+        """From here on expect no progress of the losses, as of networks that train against each other.
+
+        Returns:
+            Whether that is new; False for a guard that the user has named.
+        """
+        is_new, self._is_usual = self._is_usual, False
+        if is_new:
+            self.guard = replace(USUAL_GUARD, tests_progress=False, expects_progress=False)
+            self.tests_progress = self.watches_level = False
+        return is_new
 
     def begin_anew(self) -> None:
         """Reset the baseline: from here on losses have another meaning, and earlier ones are forgotten."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -333,6 +333,8 @@ class SpikeGuard:
         lasting_steps: Losses after which a median of ``window`` losses that is higher by ``gate`` counts as a lasting
             drift, unless the scheduled learning rate fell, and is refused; >= 16.
         tests_progress: Whether losses of the first steps that rise, or make no progress, are worth a probe.
+        expects_progress: Whether losses should fall. Those of networks that train against each other need not: of them
+            only one that is absurd, 10 ``far`` times as far as any before, is refused.
 
     Raises:
         ValueError: an attribute is outside its range.
@@ -355,6 +357,8 @@ class SpikeGuard:
     lag: int = 48
     lasting_steps: int = 192
     tests_progress: bool = True
+    # A run that was saved before there was this has a guard of the same settings.
+    expects_progress: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         for name, least in (("alarm", 0.0), ("spread", 0.0), ("far", 1.0)):
@@ -423,7 +427,8 @@ class SpikeGuard:
         recent += (loss,)
         if loss > threshold and (loss > reference.risen_threshold or not lr > reference.lr_limit):
             far, up, alarm = reference.far, reference.up, reference.alarm
-            evidence += up if loss <= far else max(up, 0.501 * alarm)
+            if self.expects_progress:
+                evidence += up if loss <= far else max(up, 0.501 * alarm)
             if evidence >= alarm or loss > reference.absurd:
                 if loss > far or not self._is_spreading(recent, past, threshold):
                     return SpikeState(), Verdict.SPIKE
@@ -451,7 +456,7 @@ class SpikeGuard:
         evidence, recent, reference, past, first = state
         raised = 0.0
         # A higher scheduled rate may explain higher losses.
-        if past.share <= WILD and not lr > reference.lr_limit:
+        if self.expects_progress and past.share <= WILD and not lr > reference.lr_limit:
             before = past.losses[-self.lag :] if self.lag else ()
             raised = raised_by(recent, before, reference.blocks, past.raised)
             if raised and raised + WORTH_OF_A_SPIKE * evidence >= ALARM:
@@ -464,7 +469,7 @@ class SpikeGuard:
             is_positive=past.is_positive and min(recent) > 0,
         )  # fmt: skip
         verdict = GOOD
-        if len(losses) >= self.window:
+        if self.expects_progress and len(losses) >= self.window:
             past, verdict = self._watch_drift(past, lr)
         if verdict is Verdict.LASTING_DRIFT:
             return SpikeState(), verdict

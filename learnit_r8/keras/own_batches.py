@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ..bridge.host import expect_rivals
 from ..engine.feed.replay import drop
 from ..state.callbacks import Repeat
 from ..triggers import Condition
@@ -53,12 +54,14 @@ class StepLosses(StepRecorder):
         rates: Those of the optimizers; None if they are not to be read in the step.
         rate_variable: The rate that the step which was traced last reads; None without.
         rate: What it was in the last step; None where that is not known.
+        num_losses: How many losses were heard in the step that was traced last.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
         self.rates: RateFactor | None = None
         self.rate_variable: Any = None
         self.rate: float | None = None
+        self.num_losses = 0
         self._is_jax = keras.backend.backend() == "jax"
         memory: _Ring | None = None
         if self._is_jax or capacity > 1:
@@ -111,8 +114,10 @@ class StepLosses(StepRecorder):
                 if self._is_jax:
                     logs, state = done
                     losses = [] if heard.totals else heard.means or _losses_in(logs)
+                    self.num_losses = len(losses)
                     return self._with_loss(logs, losses) if losses else logs, state
                 losses, memory = heard.totals or heard.means or _losses_in(done), self._memory
+                self.num_losses = len(losses)
                 if losses and memory is None:
                     return self._with_loss(done, losses)
                 if losses and memory is not None:
@@ -258,6 +263,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             raise ValueError(SETS_RATE.format(rate))
         self._losses = StepLosses.of(model, model.steps_per_execution)
         self._rates = RateFactor(model, optimizers, self._losses.live)
+        self._num_optimizers = len(optimizers)
         self._losses.rates = self._rates
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -342,6 +348,7 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             rate = self._rates.value
         is_undone = False
         batches.note_batch(self._losses.function.batch)
+        expect_rivals(r8, self._losses.num_losses, self._num_optimizers)
         try:
             for number, loss in enumerate(losses):
                 if not (batches.begin_more() if number else batches.is_watched):

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 
+from ..bridge.host import expect_rivals
 from ..engine.settings import OwnBatches, head_of
 from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
@@ -478,6 +479,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         if batches is not None:
             # What it has returned, or the sum of the losses that it went backward from.
             found = torch.stack([each.mean().float() for each in manual]).sum() if manual else None
+            expect_rivals(self.scheduler, len(manual), len(trainer.optimizers))
             return is_skipped or bool(adapter.report(_loss(outputs, found)))
         if adapter.in_hand.weights is not None:
             raise ValueError(WEIGHTED)

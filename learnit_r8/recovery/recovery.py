@@ -94,7 +94,6 @@ class RecoveryController:
         table: Names the samples, and keeps the quarantined ones.
         sentry: Judges losses.
         keeps_rates: Whether rates are the user's own, of which those here are shares.
-        watches_level: Whether losses far above those of the untrained model are looked into, through the whole run.
         recorder: Writes a record of each incident; None for none.
 
     Attributes:
@@ -116,9 +115,9 @@ class RecoveryController:
 
     def __init__(
         self, recovery: Recovery, persistence: Persistence, announcer: Announcer, table: SampleTable, sentry: Sentry,
-        *, keeps_rates: bool = False, watches_level: bool = False, recorder: FlightRecorder | None = None,
+        *, keeps_rates: bool = False, recorder: FlightRecorder | None = None,
     ) -> None:  # fmt: skip
-        self.recovery, self._keeps_rates, self._watches_level = recovery, keeps_rates, watches_level
+        self.recovery, self._keeps_rates = recovery, keeps_rates
         self.quarantine = Quarantine(table.storage, announcer, most_share=recovery.most_quarantined)
         self._table, self._persistence, self._announcer, self._sentry = table, persistence, announcer, sentry
         self.recorder = recorder
@@ -141,7 +140,7 @@ class RecoveryController:
         self.experiment = ExperimentRun(self.live)
         self.early = FirstSteps(state, self.live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self.live, self.witnesses, self._sentry, self._table)
-        self.is_early = self.watches_gradients = self._watches_level or self._sentry.tests_progress
+        self.is_early = self.watches_gradients = self._sentry.watches_level or self._sentry.tests_progress
         self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
@@ -162,15 +161,16 @@ class RecoveryController:
         return not self._refusals.bad_in_a_row and not self.is_open
 
     @property
-    def num_refused_last(self) -> int:
-        """Batches refused since the last good one, probes aside; a hundred at most."""
-        outcomes = [*self._refusals.outcomes]
-        return next((k for k, refused in enumerate(reversed(outcomes)) if not refused), len(outcomes))
-
-    @property
     def lr_factor(self) -> float:
         """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
         return self.limit.factor
+
+    def expect_rivals(self) -> bool:
+        """From here on expect no progress of the losses; see `Sentry.expect_rivals`."""
+        is_new = self._sentry.expect_rivals()
+        if is_new:
+            self.is_early = self.watches_gradients = False
+        return is_new
 
     # Good losses.
 
@@ -193,11 +193,11 @@ class RecoveryController:
     @property
     def watches_explosions(self) -> bool:
         """Whether a batch is tested whose loss explodes: where the batches are the user's, and R8 takes the steps."""
-        return self._watches_level and self.norms.is_used and self._persistence.agreement.ranks is None
+        return self._sentry.watches_level and self.norms.is_used and self._persistence.agreement.ranks is None
 
     def is_suspicious(self, loss: float, num_lost: int, num_samples: int) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""
-        if self._watches_level:
+        if self._sentry.watches_level:
             # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
             recent = self.lineage.progress.recent
             stands_out = bool(recent) and loss > far_from(len(recent), num_samples) * max(recent)
@@ -237,7 +237,7 @@ class RecoveryController:
             self._note_good(scheduled_lr)
         if not lineage.updates & LOOK_MASK:
             self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
-            if self._watches_level and own_rate is not None:
+            if self._sentry.watches_level and own_rate is not None:
                 if own_rate > progress.peak:
                     progress.peak, progress.peak_at = own_rate, lineage.updates
                 is_due = not lineage.updates % LOOK_EVERY and not (self.limit.is_on or self.is_open)
@@ -304,7 +304,7 @@ class RecoveryController:
             state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
         else:
             self.is_early = False
-        if self._watches_level:
+        if self._sentry.watches_level:
             # Where they are above the untrained model's, one of the last two losses is.
             before = progress.recent[-2] if len(progress.recent) > 1 else loss
             is_above = max(loss, before) > progress.untrained and progress.is_above_untrained(updates)

@@ -98,6 +98,12 @@ class Refusals(SavedFields):
         """Whether so many losses in a row were not finite that the weights may be the cause."""
         return self.bad_in_a_row >= self.bad_limit
 
+    @property
+    def num_last(self) -> int:
+        """Batches refused since the last good one, probes aside; a hundred at most."""
+        outcomes = [*self.outcomes]
+        return next((k for k, refused in enumerate(reversed(outcomes)) if not refused), len(outcomes))
+
     def share_of(self, updates: int) -> float:
         """Share of the last hundred batches that were refused, in (0, 1), as far as so few can tell.
 

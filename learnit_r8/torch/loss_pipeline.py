@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from ..bridge.group_rates import FOREIGN, GroupRates
+from ..bridge.host import expect_rivals
 from ..bridge.prefetch import Prefetch
 from ..engine.run import Trainer
 from ..guard.verdict import Verdict
@@ -87,7 +88,7 @@ class LossPipeline(Trainer):
         self.readback: Readback | Gathered | None = None
         self._r8, self._feed, self._has_loader = r8, r8.feed, has_loader
         self.is_other, self._is_alone = False, training.sharing.size == 1
-        self._optimizer = training.optimizers[0]
+        self._optimizer, self._num_optimizers = training.optimizers[0], len(training.optimizers)
         self._num_groups = len(self._optimizer.param_groups)
         self._own_optimizer = self._optimizer if r8.host.rates.are_own else None
         self._batches, self._stepper, self._state = batches, stepper, state
@@ -146,6 +147,7 @@ class LossPipeline(Trainer):
             count = num_rows
             values = values.reshape(count, -1).mean(1, dtype=torch.float32) if values.ndim > 1 else values
         else:
+            expect_rivals(self._r8, len(found), self._num_optimizers)
             values = functools.reduce(operator.add, [each.mean() if each.ndim else each for each in found])
         if ticket is not None:
             # A mean has no rows.

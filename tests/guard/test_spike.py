@@ -325,3 +325,18 @@ def test_any_settings_work(settings):
     steps = [step for step, verdict in judge_all(losses, SpikeGuard(**settings)) if verdict in ALARMS]
 
     assert 1100 <= steps[0] < 1110
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0, 1e3])
+def test_losses_that_need_not_fall_are_refused_if_they_are_absurd(scale):
+    """Rises that the usual guard takes for a drift, a raised level or a spike say nothing; one far beyond all does."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(1000)
+    base = np.where(scale < 0, -20.0, 0.0)
+    losses = abs(scale) * (base + np.concatenate([falling(300), np.linspace(0.3, 3.0, 500), np.full(200, 6.0)]) + noise)
+    guard = SpikeGuard(expects_progress=False)
+
+    assert judge_all(losses)
+    assert not judge_all(losses, guard)
+    state = state_after(losses, guard)
+    assert guard.suspicion(state) == 0
+    assert judge_all([math.inf, 1e4 * abs(scale)], guard, state) == [(0, Verdict.NOT_FINITE), (1, Verdict.SPIKE)]

@@ -18,6 +18,7 @@ from learnit_r8.keras.state import ModelState
 from learnit_r8.testing import record_events
 from tests.keras import resumed_fits
 from tests.keras.own_fits import (
+    BACK_END,
     BATCHES,
     FITS,
     LOSS,
@@ -25,6 +26,7 @@ from tests.keras.own_fits import (
     RATES,
     Gan,
     Hurt,
+    TwoOptimizers,
     X,
     Y,
     batches_of,
@@ -355,3 +357,17 @@ def test_a_variable_that_is_put_back_has_its_name():
     r8.close()
 
     assert "model.net/head/kernel had numbers that are not finite" in r8.summary()
+
+
+@pytest.mark.skipif(BACK_END == "jax", reason="its trainer carries the variables of one optimizer")
+def test_losses_of_networks_with_an_optimizer_each_need_not_fall():
+    """Known from the first step on, before its loss is judged; under one optimizer nothing shows it."""
+    expects = {}
+    for kind in (Gan, TwoOptimizers):
+        r8 = R8Scheduler(scheduler_mode="keep")
+        own_step(kind).fit(X, batch_size=32, verbose=0, callbacks=[R8Callback(r8)])
+        r8.close()
+        expects[kind] = r8.sentry.guard.expects_progress
+        assert r8.sentry.present.losses.first.recent
+
+    assert expects == {Gan: True, TwoOptimizers: False}
