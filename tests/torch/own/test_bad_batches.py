@@ -414,7 +414,10 @@ def test_statistics_are_put_back_as_often_as_a_batch_ruins_them(places):
 
 
 @pytest.mark.filterwarnings("ignore:.*times as large as ever before")
-@pytest.mark.parametrize("places", [(0,), (1,), (10, 11, 12)], ids=["first", "second", "three in a row"])
+@pytest.mark.parametrize(
+    "places", [(0,), (1,), (1, 2), range(8), (1, 5), (10, 11, 12)],
+    ids=["first", "second", "two in a row", "the first eight", "second and sixth", "three in a row"],
+)  # fmt: skip
 @pytest.mark.parametrize("momentum", [0.1, 0.01])
 def test_statistics_of_the_first_batches_are_put_back(places, momentum):
     """Before the scale of the data is known it is the later batches that tell; and two looks are no new data."""
