@@ -49,7 +49,8 @@ LEAST_STEP = 2
 """Steps in which running variances come within a factor of 500 of what the data have, at a momentum of .999."""
 
 MOST_IN_A_ROW = 8
-"""Batches in a row that ruin statistics which were put back: the data are others now."""
+"""Batches in a row that may be bad, the first ones of a run, too; where more ruin statistics that were put back, the
+data are others now."""
 
 ALIKE, NUM_ALIKE = 1e-3, 2
 """Relative difference of the rates at which a variance falls from look to look, and how often they differ by less where
@@ -422,7 +423,7 @@ class RunningVariances(SavedFields):
             if is_jump or (fall and fall.is_of_batch(total)):
                 self.ruined[key] = total, self.in_a_row.get(key, 0) + 1
                 continue
-            if fall and (total <= last or step <= LEAST_STEP):
+            if fall and (total <= last or step <= MOST_IN_A_ROW):
                 self.falls[key] = fall
             else:
                 self.falls.pop(key, None)
@@ -444,11 +445,11 @@ class RunningVariances(SavedFields):
         """Note what became of ruined ones: those that are not put back stay, with a warning."""
         self.ruined = {}
         for key, (total, count) in ruined.items():
-            self.falls.pop(key, None)
             if are_put_back:
                 self.in_a_row[key] = count
                 # One that was higher was of this batch, too.
                 self.highest = {name: each for name, each in self.highest.items() if name != key or each < total}
             else:
+                self.falls.pop(key, None)
                 self.announcer.warn_once("variance", STAYS.format(key, self.announcer.where()[0]))
                 self.highest[key] = self.last[key] = total

@@ -138,8 +138,9 @@ class BackupTimer:
         return min(steps, self._early_step), seconds
 
     def take_if_due(
-        self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[Any], Any], *, is_calm: bool
-    ) -> str:
+        self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[Any], Any], *, is_calm: bool,
+        must_look: bool = False,
+    ) -> str:  # fmt: skip
         """Take a backup with the state callback if one is due; exceptions of the callback reach the user.
 
         Args:
@@ -148,6 +149,7 @@ class BackupTimer:
             get: The state callback.
             get_moment: Returns the scheduler's `SchedulerState` to keep with a backup of this state.
             is_calm: Whether nothing is suspected; otherwise a backup waits, unless there is none at all.
+            must_look: Whether to check every number in any case.
 
         Returns:
             The name of a non-finite array; no backup was taken then. Otherwise "".
@@ -166,7 +168,7 @@ class BackupTimer:
         waits = awaits and len(self.backup.backups) > 1
         is_now = (self._is_due or is_early) and step != self._step and is_calm and not waits
         is_first = self.backup.has_none_of_now
-        if not (is_first or is_now or (self._is_look_due and is_calm)):
+        if not (is_first or is_now or must_look or (self._is_look_due and is_calm)):
             return ""
         self._is_look_due = False
         if not (is_first or is_now):
@@ -422,11 +424,9 @@ class Persistence:
                 saver = None
             if self.callbacks.state is not None and may_back_up:
                 before = self.backup.newest
-                if saver:
-                    # A run that goes on from a file has no backup from before what has damaged it.
-                    self.backup_timer.look_soon(backs_up=False)
+                # A run that goes on from a file has no backup from before what has damaged it.
                 damage = self.backup_timer.take_if_due(
-                    elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm
+                    elapsed, draws, self.callbacks.state, get_moment, is_calm=is_calm, must_look=saver is not None
                 )
                 is_new = self.backup.newest is not before and not self.backup_timer.is_early
                 if step and is_new and not (damage or run_ended) and self.generations is not None:

@@ -740,8 +740,9 @@ class RecoveryController:
         case, present = self.experiment.case, self.live.present
         better = None if case is None else case.better_than_present()
         if better is None and present is not None:
-            # Of the state set aside nothing is known but the loss of the alarm.
-            return self.live.current if self.experiment.has_held else present
+            # Of the state set aside nothing is known but the loss of the alarm, or that it is damaged.
+            is_other = self.experiment.has_held or (case is not None and case.is_unsound)
+            return self.live.current if is_other else present
         if better is not None and better.updates:
             return better
         return self.witnesses.best(self.lineage.progress.start)

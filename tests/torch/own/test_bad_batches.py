@@ -414,7 +414,10 @@ def test_statistics_are_put_back_as_often_as_a_batch_ruins_them(places):
 
 
 @pytest.mark.filterwarnings("ignore:.*times as large as ever before")
-@pytest.mark.parametrize("places", [(0,), (1,), (10, 11, 12)], ids=["first", "second", "three in a row"])
+@pytest.mark.parametrize(
+    "places", [(0,), (1,), (1, 2), range(8), (1, 5), (10, 11, 12)],
+    ids=["first", "second", "two in a row", "the first eight", "second and sixth", "three in a row"],
+)  # fmt: skip
 @pytest.mark.parametrize("momentum", [0.1, 0.01])
 def test_statistics_of_the_first_batches_are_put_back(places, momentum):
     """Before the scale of the data is known it is the later batches that tell; and two looks are no new data."""
@@ -437,13 +440,15 @@ def test_statistics_of_the_first_batches_are_put_back(places, momentum):
 
 @pytest.mark.filterwarnings("ignore:.*times as large as ever before")
 @pytest.mark.parametrize(
-    ("bad", "every", "stop"), [(49, 50, None), (52, 50, None), (49, 1000, signal.SIGTERM)],
-    ids=["saved last", "first after", "saved by a signal"],
+    ("bad", "nan", "every", "stop"),
+    [(49, None, 50, None), (48, 49, 50, None), (52, None, 50, None), (49, None, 1000, signal.SIGTERM)],
+    ids=["saved last", "saved with NaN after it", "first after", "saved by a signal"],
 )  # fmt: skip
-def test_statistics_that_a_batch_ruins_next_to_a_kill_are_put_back(bad, every, stop, tmp_path):
+def test_statistics_that_a_batch_ruins_next_to_a_kill_are_put_back(bad, nan, every, stop, tmp_path):
     """No backup is left from before a checkpoint that holds ruined ones; and what is known of the scale is saved."""
     x, y = clouds()
-    batches = [(inputs * (1e4 if at == bad else 1), labels) for at, (inputs, labels) in enumerate(batches_of(x, y))]
+    factors = {bad: 1e4, nan: NAN}
+    batches = [(inputs * factors.get(at, 1), labels) for at, (inputs, labels) in enumerate(batches_of(x, y))]
     settings = {"checkpoint_dir": tmp_path, "backup_every": Backups(backup_dir=False), "resume": "auto"}
 
     def train():
