@@ -13,7 +13,8 @@ import numpy as np
 from .. import events
 from .._validation import did_you_mean
 from ..recovery.backups import SchedulerState
-from ..recovery.state import of_01c0f9e2
+from ..recovery.rate_limit import RateLimit
+from ..recovery.state import Lineage, RateTrial, of_01c0f9e2
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
 from ..state.callbacks import call_load
@@ -75,26 +76,8 @@ _INCIDENT = {
     "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
 }  # fmt: skip
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
-_PROGRESS = {
-    "recent": _LOSSES, "reported": _LOSSES, "first": _LOSSES, "start": _MAYBE, "untrained": _MAYBE, "record": _MAYBE,
-    "peak": 0.0, "peak_at": 0, "gap": 0, "wait_until": 0, "look_wait": 0, "above_from": 0,
-}  # fmt: skip
-_LIMIT = {
-    "ceiling": _MAYBE, "failed": _MAYBE, "calm": 0, "hits": 0, "gentle_left": 0, "best": _MAYBE, "is_no_better": False,
-    "may_rise": False, "top": 0.0, "goal": _MAYBE, "is_back": False, "before_trial": 0.0, "since": 0,
-    "lowest": _MAYBE, "past": "",
-}  # fmt: skip
-_EXPLOSIONS = {"exploded_at": 0, "shares": _LOSSES, "num_new": 0, "num_calmed": 0, "gap": 0, "wait_until": 0}
-_LINEAGE = {
-    "updates": 0, "progress": _PROGRESS, "explosions": _EXPLOSIONS, "rates": _LOSSES, "since": 0, "trial": 0,
-    "is_proving": False, "failed_at": 0, "num_restores": 0, "num_older": 0, "relapses": 0, "rises": False, "gained": 0,
-    "num_lowered": 0, "level_before": _MAYBE, "healthy_at": [0],
-}  # fmt: skip
-_BYTES = np.empty(0, np.uint8)
-_TRIAL = {
-    "present": _BYTES, "own": (_BYTES,), "is_better": False, "level": 0.0, "memory": ANYTHING, "progress": _PROGRESS,
-    "updates": 0, "limit": _LIMIT, "is_dead": False,
-}  # fmt: skip
+_BYTES, _LIMIT = np.empty(0, np.uint8), RateLimit.example()
+_TRIAL = {**RateTrial.example(), "present": _BYTES, "own": (_BYTES,), "memory": ANYTHING, "limit": _LIMIT}
 _KINDS: dict[str, Any] = {
     "data.sample_ids": ("",),
     "table.numbers.part_size": (0,), "table.evidence": ANYTHING, "table.first.4": _LOSSES,
@@ -107,7 +90,7 @@ _KINDS: dict[str, Any] = {
     "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],),
     "pace.ending": (_ENDING,),
     "recovery.limit": _LIMIT, "recovery.norms.norms": _LOSSES,
-    "recovery.lineage": _LINEAGE, "recovery.refusals.outcomes": [False],
+    "recovery.lineage": Lineage.example(), "recovery.refusals.outcomes": [False],
     "recovery.incidents.kinds": [["", 0, ""]], "recovery.incidents.current": (_INCIDENT,),
     "recovery.witnesses": [_WITNESS], "recovery.early.trial": (_TRIAL,),
     "recovery.early.dead.found": [[0, 0]], "recovery.early.dead.shares": _LOSSES,

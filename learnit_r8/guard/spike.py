@@ -194,7 +194,7 @@ def spread(ordered: Sequence[float], middle: float) -> float:
     return 1.4826 * sorted([abs(loss - middle) for loss in ordered])[(len(ordered) - 1) // 2]
 
 
-Figures = tuple[float, float, float, float, int, int, float, float, float]
+Figures = tuple[float, float, float, int, int, float, float, float]
 """What `figures_of` returns."""
 
 
@@ -208,18 +208,17 @@ def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: flo
         gate: Least share of the progress by which it must also be higher.
 
     Returns:
-        Median; spread about it; the same with a lower bound that excludes rounding noise (0 if all losses are equal);
-        maximum; number beyond the threshold; number of losses; and their `cut_figures`.
+        Median; spread about it, with a lower bound that excludes rounding noise (0 if all losses are equal); maximum;
+        number beyond the threshold; number of losses; and their `cut_figures`.
     """
     middle, highest, count = median(ordered), ordered[-1], len(ordered)
     if ordered[0] == highest:
-        return middle, 0.0, 0.0, highest, 0, count, highest, middle, 0.0
-    near = spread(ordered, middle)
+        return middle, 0.0, highest, 0, count, highest, middle, 0.0
     progress = max(0.0, start - middle)
-    deviation = max(near, LEAST_SPREAD * progress) or float(np.std(ordered))
+    deviation = max(spread(ordered, middle), LEAST_SPREAD * progress) or float(np.std(ordered))
     deviation = max(deviation, LEAST_RELATIVE_SPREAD * abs(middle))
     threshold = threshold_of(middle, deviation, progress, wide=wide, gate=gate)
-    return middle, near, deviation, highest, count - bisect_right(ordered, threshold), count, *cut_figures(ordered)
+    return middle, deviation, highest, count - bisect_right(ordered, threshold), count, *cut_figures(ordered)
 
 
 def threshold_of(middle: float, deviation: float, progress: float, *, wide: float, gate: float) -> float:
@@ -483,7 +482,7 @@ class SpikeGuard:
 
     def _thresholds(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
         """Compute the thresholds from the figures of usual losses."""
-        middle, _, deviation, highest, above, count = figures[:6]
+        middle, deviation, highest, above, count = figures[:5]
         if not deviation:
             # Losses that have never changed cannot show how large a harmful change is.
             return UNARMED, past
@@ -493,7 +492,7 @@ class SpikeGuard:
         far = self.far * max(highest - middle, progress)
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
         up, down = weights_of_evidence(share)
-        blocks, (cut, mean, block_deviation) = UNKNOWN, figures[6:]
+        blocks, (cut, mean, block_deviation) = UNKNOWN, figures[5:]
         if progress >= CLEAR_PROGRESS * deviation:
             least = LEAST_SHARE * progress
             # With a lower limit, no clipped block could ever exceed `least`.

@@ -27,11 +27,12 @@ from ..events.codec import from_fields, strict_json
 from ..events.incident import Incident, begun_by
 from ..events.threaded_listener import ThreadedListener
 from ..events.versions import versions
+from ..guard.monitor import plain
 from ..state import codec, durable_io
 from ..state.durable_io import make_own_folder, read_json, remove
 from ..state.kinds import ANYTHING, check_kinds
 from ..state.tree import leave_out, pack, size_of, unpack
-from .cause import UNKNOWN, Finding, Refusal, sentence_of, to_plain
+from .cause import UNKNOWN, Finding, Refusal, sentence_of
 
 if TYPE_CHECKING:
     from ..events.bus import Announcer
@@ -421,7 +422,7 @@ class FlightRecorder(ThreadedListener):
 
     def _fold_refusal(self, record: dict[str, Any], noted: Noted) -> None:
         record["num_refused"] += 1
-        finding = None if noted.finding is None else to_plain(noted.finding)
+        finding = None if noted.finding is None else plain(noted.finding)
         if len(record["refusals"]) < MOST_REFUSALS:
             record["refusals"].append({**noted.facts, "cause": noted.cause, "finding": finding})
         is_better = finding is not None and finding["is_certain"] and not (record["finding"] or {}).get("is_certain")

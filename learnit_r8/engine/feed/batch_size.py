@@ -95,15 +95,6 @@ def read_size(item: Any) -> int | None:
     return len(item) if isinstance(item, list) and item else None
 
 
-def bytes_of(item: Any) -> int:
-    """Bytes of the arrays in a batch."""
-    if hasattr(item, "nbytes"):
-        return int(item.nbytes)
-    if isinstance(item, Mapping):
-        return sum(map(bytes_of, item.values()))
-    return sum(map(bytes_of, item)) if isinstance(item, (tuple, list)) else 0
-
-
 def copied(item: Any) -> Any:
     """A copy of a batch, as a loop may change the one that it gets; the batch itself if it cannot be copied."""
     kind = type(item)

@@ -381,7 +381,7 @@ class FollowedBatches(Source):
         self.left_out = own["left_out"]
         self._held, self.num_held = [], 0
         self._resumed, self._out = own, []
-        self.iteration = self.open = self._offered = None
+        self.iteration = self.open = self.offered = None
 
 
 class Part(NamedTuple):
