@@ -7,44 +7,21 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._validation import stable_repr
+from ..recovery.agreement import Channel as Channel
 from ..state.codec import OlderFile
 from ..state.store import BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, RunInUse
 
 if TYPE_CHECKING:
-    from ..engine.pace import Pace
     from ..scheduler import R8Scheduler
 
 
 class RanksDiffer(RuntimeError):
     """The processes of a training differ in their arguments or steps, so that their tables cannot be equal."""
-
-
-class Channel(Protocol):
-    """Carries messages between the processes of a training; all of them make each call, in the same order.
-
-    Attributes:
-        rank: Number of this process, 0-based.
-        size: Number of processes.
-    """
-
-    rank: int
-    size: int
-
-    def gather(self, message: NDArray[Any]) -> NDArray[Any]:
-        """T[size, L], the messages of all processes, T[L] of each, in the order of the ranks."""
-
-    def gather_values(self, value: Any) -> list[Any]:
-        """The values of all processes, which may be anything that a checkpoint can hold."""
-
-    def of_first(self, value: Any) -> Any:
-        """The value of rank 0, as `gather_values` takes it."""
-        return self.gather_values(value if self.rank == 0 else None)[0]
 
 
 WINDOW = 2**16
@@ -321,79 +298,22 @@ def _name_of(answer: Any) -> str | None:
     return answer.path.name if isinstance(answer, Checkpoint) else None
 
 
-LOOK_SECONDS = 0.1
-"""Seconds after which paused ranks ask each other again whether to go on."""
-
-
-class RankAgreement:
-    """What the parts of a scheduler ask the other ranks through.
-
-    Args:
-        ranks: The ranks.
-        clock: Their clock.
-        pace: Knows whether the run was stopped.
-
-    Attributes:
-        rank: Number of this rank.
-    """
-
-    def __init__(self, ranks: Channel, clock: SharedClock, pace: Pace) -> None:
-        self.rank = ranks.rank
-        self._ranks, self._clock, self._pace = ranks, clock, pace
-
-    def agree(self, trouble: str) -> str:
-        """A text that says what failed on this rank, or on which ranks something failed; "" if nothing did."""
-        if self._pace.is_stopped:
-            # A rank that was told to end by a signal is gone by now.
-            return trouble
-        everyone = self._ranks.gather(np.array([bool(trouble)]))[:, 0]
-        elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
-        return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
-
-    def most(self, number: int) -> int:
-        """The largest of the numbers of all ranks; this rank's own in a run that was stopped, as in `agree`."""
-        return number if self._pace.is_stopped else max(each for (each,) in self.gather([number]))
-
-    def is_same(self, text: str) -> bool:
-        """Whether all ranks call it with the same text."""
-        own = np.array([digest_of(text)])
-        return bool((self._ranks.gather(own) == own).all())
-
-    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The numbers of all ranks, in their order."""
-        everyone: list[list[int]] = self._ranks.gather(np.array(numbers, np.int64)).tolist()
-        return everyone
-
-    def meet(
-        self, wished: int, span: tuple[float, float], agree: Callable[[list[int], Sequence[Sequence[float]]], None]
-    ) -> None:
-        """Wait a little while the run is paused, and exchange wishes; see `Requests.agree`."""
-        time.sleep(LOOK_SECONDS)
-        messages = self._ranks.gather(np.array([float(wished), self._clock.own(), *span]))
-        self._clock.now = float(messages[0, 1])
-        agree([int(wish) for wish in messages[:, 0]], messages[:, 2:].tolist())
-
-
 class PartsOfRanks:
     """Hands a scheduler the parts that it shares with those of other ranks, as `RankGroup` asks for them.
 
     Args:
-        channel: The ranks.
+        channel: The ranks; an attribute, too.
     """
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+        self.channel = channel
         self._clock: SharedClock
 
     def shared_clock(self, own: Callable[[], float]) -> SharedClock:
         """The clock of rank 0."""
-        self._clock = SharedClock(own, self._channel)
+        self._clock = SharedClock(own, self.channel)
         return self._clock
-
-    def agreeing(self, pace: Pace) -> RankAgreement:
-        """What the parts of the scheduler ask the other ranks through."""
-        return RankAgreement(self._channel, self._clock, pace)
 
     def shared_store(self, own: CheckpointStore) -> SharedStore:
         """A checkpoint store to which only rank 0 writes."""
-        return SharedStore(own, self._channel)
+        return SharedStore(own, self.channel)

@@ -311,7 +311,7 @@ class Requests:
                     if self._agreement.ranks is None:
                         self._sleep(POLL_SECONDS)
                     else:
-                        self._agreement.ranks.meet(self.wished, self.span, self.agree)
+                        self._agreement.meet(self.wished, self.span, self.agree)
                     self._save_if_asked(save)
         finally:
             self._asked.pop(PAUSE, None)

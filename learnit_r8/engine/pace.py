@@ -430,10 +430,8 @@ class LrSearch:
     def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> int | None:
         """Take the loss of a batch of the search; returns the restored state if the model was restored."""
         self._source.close(batch)
-        if self._test is None:
-            # Drawn before the search ended, but trained on since: the restored model has changed.
-            return self._restore()
-        if self._test.take(loss, lr, refused=refused):
+        # One drawn before the search ended was trained on since: the restored model has changed.
+        if self._test is None or self._test.take(loss, lr, refused=refused):
             return self._restore()
         return self._end_if_done(self._test)
 

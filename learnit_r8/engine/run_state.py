@@ -178,8 +178,9 @@ def share(run: Run, group: RankGroup, resume: str | os.PathLike[str] | None = No
             "global_step": run.pace.step,
         }
     )
-    run.pace.use_clock(group.shared_clock(run.pace.clock))
-    run.agreement.join(group.agreeing(run.pace))
+    pace = run.pace
+    pace.use_clock(group.shared_clock(pace.clock))
+    run.agreement.join(group.channel, pace.clock, lambda: pace.is_stopped)
     run.requests.share()
     if saver is not None:
         saver.share(group.shared_store(saver.store))
