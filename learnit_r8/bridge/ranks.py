@@ -129,10 +129,11 @@ class SharedClock:
         return self.now
 
 
+@dataclasses.dataclass(frozen=True)
 class SharedWrite:
     """A checkpoint that rank 0 is writing; all ranks ask at the same steps, and get the same answers.
 
-    Args:
+    Attributes:
         write: The write of this rank; None on other ranks than rank 0, and where it could not begin.
         error: Why it could not begin.
         ranks: The ranks.
@@ -140,21 +141,16 @@ class SharedWrite:
         elsewhere: What other ranks know of the checkpoint.
     """
 
-    def __init__(
-        self,
-        write: BackgroundWrite | None,
-        error: BaseException | None,
-        ranks: Channel,
-        then: Callable[[Checkpoint], object],
-        elsewhere: Checkpoint,
-    ) -> None:
-        self._write, self._error, self._ranks = write, error, ranks
-        self._then, self._elsewhere = then, elsewhere
+    write: BackgroundWrite | None
+    error: BaseException | None
+    ranks: Channel
+    then: Callable[[Checkpoint], object]
+    elsewhere: Checkpoint
 
     @property
     def is_done(self) -> bool:
         """Whether `result` returns without waiting, on rank 0."""
-        return bool(self._ranks.gather(np.array([self._write is None or self._write.is_done]))[0, 0])
+        return bool(self.ranks.gather(np.array([self.write is None or self.write.is_done]))[0, 0])
 
     def result(self) -> Checkpoint:
         """Wait for the checkpoint and return it; must be called once.
@@ -162,20 +158,20 @@ class SharedWrite:
         Raises:
             OSError: rank 0 could not write it; raised on all ranks, so that they try again at the same step.
         """
-        saved, error = None, self._error
-        if self._write is not None:
+        saved, error = None, self.error
+        if self.write is not None:
             try:
-                saved = self._write.result()
+                saved = self.write.result()
             except BaseException as raised:
                 error = raised
-        trouble = self._ranks.of_first(None if error is None else f"{type(error).__name__}: {error}")
+        trouble = self.ranks.of_first(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
         if trouble is not None:
             raise OSError(f"rank 0 could not write the checkpoint: {trouble}")
         if saved is None:
-            self._then(self._elsewhere)
-        return saved or self._elsewhere
+            self.then(self.elsewhere)
+        return saved or self.elsewhere
 
 
 class SharedStore:

@@ -484,9 +484,7 @@ class Engine:
             if undo is not None and verdict is not GOOD and ticket.epoch >= 0:
                 undo()
             if ticket.epoch < 0:
-                put_to = self.search.take(
-                    ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD
-                )  # fmt: skip
+                put_to = self.search.take(ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD)
                 self.rates.use_found()
             elif verdict is Verdict.PROBED or ticket.chunk.is_probe:
                 verdict, put_to = Verdict.PROBED, self._take_probe(ticket, judged)

@@ -12,9 +12,10 @@ import numpy as np
 
 from .. import events
 from .._validation import did_you_mean
+from ..events.incident import Incident
 from ..recovery.backups import SchedulerState
 from ..recovery.rate_limit import RateLimit
-from ..recovery.state import Lineage, RateTrial, of_01c0f9e2
+from ..recovery.state import SAVED_OF_INCIDENT, Lineage, RateTrial, of_01c0f9e2
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
 from ..state.callbacks import call_load
@@ -71,10 +72,7 @@ _GENERATORS = {
     },
     "own": [ANYTHING], "order": [{}],
 }  # fmt: skip
-_INCIDENT = {
-    "step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "num_restored": 0, "cause": "",
-    "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
-}  # fmt: skip
+_INCIDENT = {name: getattr(Incident(0, ""), name) for name in SAVED_OF_INCIDENT} | {"findings": [""]}
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
 _BYTES, _LIMIT = np.empty(0, np.uint8), RateLimit.example()
 _TRIAL = {**RateTrial.example(), "present": _BYTES, "own": (_BYTES,), "memory": ANYTHING, "limit": _LIMIT}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 LOOK_SECONDS = 0.1
 """Seconds after which paused ranks ask each other again whether to go on."""
@@ -64,6 +66,22 @@ class Agreement:
             return trouble
         elsewhere = ", ".join(str(rank) for rank, (failed,) in enumerate(self.gather([bool(trouble)])) if failed)
         return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
+
+    def copied(self, what: str, copy: Callable[[], T]) -> T:
+        """The copy that is made of something where all ranks have the memory for it.
+
+        Raises:
+            MemoryError: there is none on some rank.
+        """
+        made, shortage = None, ""
+        try:
+            made = copy()
+        except MemoryError as error:
+            shortage = str(error) or f"there is no memory for a copy of {what}"
+        shortage = self.agree(shortage)
+        if made is None or shortage:
+            raise MemoryError(shortage)
+        return made
 
     def most(self, number: int) -> int:
         """The largest of the numbers of all ranks; this rank's own in a run that was stopped, as in `agree`."""

@@ -299,7 +299,7 @@ class RecoveryController:
             if len(progress.first) < EARLY_UPDATES:
                 progress.first.append(loss)
             if progress.start != progress.start:
-                progress.find_start(self._untrained_record)
+                progress.find_start(self.witnesses.first)
             # Between two steps, as it may put a state back; several losses may come at once before that.
             state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
         else:
@@ -552,9 +552,7 @@ class RecoveryController:
 
     # Experiments.
 
-    def _experiment_on(
-        self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False
-    ) -> None:  # fmt: skip
+    def _experiment_on(self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False) -> None:
         """Begin an experiment; for the arguments see `Case`."""
         known, lineage, callbacks = self.witnesses.known(), self.lineage, self._persistence.callbacks
         progress, repeat = lineage.progress, callbacks.repeat
@@ -848,12 +846,6 @@ class RecoveryController:
         incidents = self._incidents.summary(is_over=is_over)
         return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in incidents)])
 
-    @property
-    def _untrained_record(self) -> float:
-        """The loss of the untrained model; NaN where it is unknown, as in a run that was resumed."""
-        first = self.witnesses.first
-        return math.nan if first is None or first.updates else first.record
-
     def state_dict(self, *, has_models: bool = False, has_batches: bool = True) -> dict[str, Any]:
         """Return what outlives the process: the state, and the witnesses of checkpoints.
 
@@ -861,7 +853,7 @@ class RecoveryController:
             has_models: Whether states of the model that are kept aside are part of it, as a run needs to go on.
             has_batches: Whether batches are, as indices.
         """
-        self.lineage.progress.note_record(self._untrained_record)
+        self.lineage.progress.note_record(self.witnesses.first)
         return {
             **self.state.state_dict(),
             "early": self.early.state_dict(has_models=has_models, has_batches=has_batches),

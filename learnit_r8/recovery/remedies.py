@@ -84,7 +84,7 @@ class Remedies:
 
     def __init__(
         self, state: RecoveryState, live: LiveModel, witnesses: Witnesses, sentry: Sentry, table: SampleTable
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state, self._live, self._witnesses, self._sentry, self._table = state, live, witnesses, sentry, table
         self._announcer = live.announcer
 
@@ -287,7 +287,7 @@ class Remedies:
         level = lineage.progress.level
         self._state.lower_rate(
             rate, by=DIVISOR, least=CALM_SHARE * lr, goal=level, step=step, hits=CALM_HITS, reason="explosions"
-        )  # fmt: skip
+        )
         text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
         self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
 

@@ -276,7 +276,7 @@ class PlannedBatches:
         # Nobody expects anything of its loss.
         chunk = Chunk(
             witness, self.table, sizes=np.array([len(witness)]), expected=[math.nan], pass_number=-1, sweep=-1
-        )  # fmt: skip
+        )
         chunk.drawn, chunk.is_probe, chunk.is_late = 1, True, True
         self._open.append(chunk)
         return chunk.batch(0)

@@ -169,9 +169,7 @@ class Generations:
         """Whether a thread is writing a generation."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start_write(
-        self, model: Any, content: Mapping[str, Any], *, step: int, done: Callable[[], object]
-    ) -> None:  # fmt: skip
+    def start_write(self, model: Any, content: Mapping[str, Any], *, step: int, done: Callable[[], object]) -> None:
         """Write a generation, in a thread of its own.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,13 +87,10 @@ def read_size(item: Any) -> int | None:
     if shape is not None:
         return int(shape[0]) if len(shape) else None
     is_list = isinstance(item, (tuple, list))
-    if not is_list and (isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__"))):
-        return next((size for key in item.keys() if (size := read_size(item[key])) is not None), None)  # noqa: SIM118
-    if is_list:
-        for each in item:
-            if (size := read_size(each)) is not None:
-                return size
-    return len(item) if isinstance(item, list) and item else None
+    is_dict = not is_list and (isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")))
+    parts = item if is_list else (item[key] for key in item.keys()) if is_dict else ()  # noqa: SIM118
+    size = next((size for each in parts if (size := read_size(each)) is not None), None)
+    return len(item) if size is None and isinstance(item, list) and item else size
 
 
 def copied(item: Any) -> Any:
@@ -117,8 +115,5 @@ def _read_tokens(item: Any) -> int | None:
         for name in TOKEN_NAMES:
             shape = getattr(item.get(name), "shape", None)
             if shape is not None:
-                count = 1
-                for length in shape:
-                    count *= int(length)
-                return count
+                return math.prod(map(int, shape))
     return None

@@ -174,9 +174,7 @@ class FollowedBatches(Source):
 
     def again(self, witness: Any) -> Batch:
         """Hand out a batch once more, outside any pass."""
-        chunk = FollowedChunk(
-            self.table, -1, witness, 1, 0, np.full(1, -1), is_probe=True, is_late=True, sweep=-1
-        )  # fmt: skip
+        chunk = FollowedChunk(self.table, -1, witness, 1, 0, np.full(1, -1), is_probe=True, is_late=True, sweep=-1)
         return Batch(chunk, 0, chunk.indices)
 
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,14 +109,13 @@ def _is_of_order(value: Any) -> bool:
 
 def _own_samplers(source: Any) -> list[Any]:
     """The samplers of a loader whose classes are not torch's."""
-    found = [_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS]
-    return [
-        each
-        for place, each in enumerate(found)
-        if hasattr(each, "__dict__")
-        and not type(each).__module__.startswith("torch.")
-        and not any(each is other for other in found[:place])
-    ]
+    found = _distinct(_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS)
+    return [each for each in found if hasattr(each, "__dict__") and not type(each).__module__.startswith("torch.")]
+
+
+def _distinct(things: Iterable[Any]) -> list[Any]:
+    """The same objects, each once."""
+    return list({id(each): each for each in things}.values())
 
 
 def _count(value: Any) -> int:
@@ -155,12 +154,8 @@ def _own_generators(source: Any) -> list[Any]:
     # Those of the usual names first, as saved runs have them in this order.
     candidates = [holder.get(name) for holder in holders for name in USUAL_NAMES]
     candidates += [each for holder in holders for each in holder.values() if _is_generator(each)]
-    found: list[Any] = []
-    for each in candidates:
-        is_known = hasattr(each, "get_state") or hasattr(each, "bit_generator")
-        if (is_known or _is_generator(each)) and not any(each is other for other in found):
-            found.append(each)
-    return found
+    known = ("get_state", "bit_generator")
+    return [each for each in _distinct(candidates) if any(hasattr(each, name) for name in known) or _is_generator(each)]
 
 
 _NO_GENERATORS = frozenset((type(None), bool, int, float, str, tuple, list, dict))
