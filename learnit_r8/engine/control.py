@@ -6,11 +6,12 @@ handler may interrupt the very code that holds it.
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..events.bus import Announcer
@@ -64,13 +65,14 @@ class Requests:
     ) -> None:
         self._pace, self._announcer, self._sleep = pace, announcer, sleep
         self._agreement = agreement or Agreement()
-        self._cool_down_on = cool_down_on
-        signum = None if cool_down_on is None else cool_down_on[0]
+        asks: dict[str, Any] = {}
+        if cool_down_on is not None:
+            signum, span = cool_down_on
+            name = signal.Signals(signum).name
+            asks = {"asking": signum, "ask": functools.partial(self.cool_down, span, f"by {name}")}
         self.signals: SignalWatch | None = None
         if handle_signals:
-            self.signals = SignalWatch(
-                self._wake, ask=self._cool_down_by_signal, asking=signum, count_steps=lambda: pace.step
-            )
+            self.signals = SignalWatch(self._wake, count_steps=lambda: pace.step, **asks)
         # The first answer installs the signal handlers.
         self.is_pending = handle_signals
         self.is_paused = False
@@ -203,11 +205,6 @@ class Requests:
         """Have the training thread tell the user that a request was left out, and why."""
         self._refused.append(text)
         self.is_pending = True
-
-    def _cool_down_by_signal(self) -> None:
-        if self._cool_down_on is not None:
-            signum, span = self._cool_down_on
-            self.cool_down(span, f"by {signal.Signals(signum).name}")
 
     def _wake(self) -> None:
         """Have a signal on one rank end the run on all, after the same step."""

@@ -458,9 +458,9 @@ class LrSearch:
                 f"auto_find_lr went up to {test.lr:.3g} in {test.num_steps} steps and the loss never turned up: "
                 "initial_lr is used.",
             )
-            return restored
-        self.found_lr = test.result
-        self._announcer.tell(events.LrFound, lr=test.result, num_steps=test.num_steps)
+        else:
+            self.found_lr = test.result
+            self._announcer.tell(events.LrFound, lr=test.result, num_steps=test.num_steps)
         return restored
 
     def state_dict(self) -> dict[str, Any]:

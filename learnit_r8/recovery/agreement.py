@@ -85,7 +85,9 @@ class Agreement:
 
     def most(self, number: int) -> int:
         """The largest of the numbers of all ranks; this rank's own in a run that was stopped, as in `agree`."""
-        return number if self._is_stopped() else max(each for (each,) in self.gather([number]))
+        if self.ranks is None or self._is_stopped():
+            return number
+        return max(each for (each,) in self.gather([number]))
 
     def gather(self, numbers: Sequence[int]) -> list[list[int]]:
         """The numbers of all ranks, in their order; every rank calls it with as many."""

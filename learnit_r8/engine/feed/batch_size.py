@@ -89,8 +89,10 @@ def read_size(item: Any) -> int | None:
     is_list = isinstance(item, (tuple, list))
     is_dict = not is_list and (isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")))
     parts = item if is_list else (item[key] for key in item.keys()) if is_dict else ()  # noqa: SIM118
-    size = next((size for each in parts if (size := read_size(each)) is not None), None)
-    return len(item) if size is None and isinstance(item, list) and item else size
+    for each in parts:
+        if (size := read_size(each)) is not None:
+            return size
+    return len(item) if isinstance(item, list) and item else None
 
 
 def copied(item: Any) -> Any:

@@ -130,13 +130,11 @@ class ObservedBatches:
         return self
 
     def __next__(self) -> Any:
-        if self._leave is None:
+        try:
             item = next(self._batches)
-        else:
-            # What wraps a loader begins to iterate over it when it is asked for a batch.
-            try:
-                item = next(self._batches)
-            finally:
+        finally:
+            if self._leave is not None:
+                # What wraps a loader begins to iterate over it when it is asked for a batch.
                 self._end_setup()
         counts, waiting = self._counts, self._waiting
         if counts is not None:
@@ -353,7 +351,8 @@ class BatchSamples:
                     "of these samples; give batches(..., ids=).",
                 )
                 return None, num_before
-            self._tell_if_full()
+            if self._known.num_beyond:
+                self._tell_full()
             return members, num_before
         if not self.is_known:
             return None, 0
@@ -372,17 +371,17 @@ class BatchSamples:
     def find(self, ids: Any) -> Members:
         """The samples with these ids; see `SampleStorage.find`."""
         members = self._storage.find(ids, are_indices=False)
-        self._tell_if_full()
+        if self._known.num_beyond:
+            self._tell_full()
         return members
 
-    def _tell_if_full(self) -> None:
+    def _tell_full(self) -> None:
         known = self._known
-        if known.num_beyond:
-            self._announcer.note_once(
-                "beyond",
-                f"the table is full, at {known.most:,} samples; visits of others are only counted, "
-                f"{known.num_beyond:,} so far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
-            )
+        self._announcer.note_once(
+            "beyond",
+            f"the table is full, at {known.most:,} samples; visits of others are only counted, {known.num_beyond:,} so "
+            "far. max_ids=, which takes 16 bytes a sample, says how many it holds.",
+        )
 
     def tell_quarantined(self) -> None:
         """Tell ``skip`` which samples are in quarantine, where others are than those that it was told of."""
