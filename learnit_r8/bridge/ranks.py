@@ -196,14 +196,7 @@ class SharedStore:
         return self._store.folder if self._ranks.rank == 0 else None
 
     def start_write(
-        self,
-        state: Mapping[str, Any],
-        write_model: Callable[[str], None] | None = None,
-        config: Mapping[str, Any] | None = None,
-        *,
-        then: Callable[[Checkpoint], object] = lambda _: None,
-        in_background: bool = False,
-        is_again: bool = False,
+        self, state: Mapping[str, Any], *what: Any, then: Callable[[Checkpoint], object], **how: Any
     ) -> SharedWrite:
         """Start to write a checkpoint on rank 0, as `CheckpointStore.start_write`; write nothing on other ranks."""
         write, error = None, None
@@ -214,8 +207,7 @@ class SharedStore:
             state = {**state, "plan": {**plan, "ranks": self._ranks.gather_values(own)}}
         if self._ranks.rank == 0:
             try:
-                how: Any = {"in_background": in_background, "is_again": is_again}
-                write = self._store.start_write(state, write_model, config, then=then, **how)
+                write = self._store.start_write(state, *what, then=then, **how)
             except BaseException as raised:
                 error = raised
         elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})

@@ -704,7 +704,10 @@ class Engine:
         """Write a checkpoint on request, such as a signal's, once the weights were looked at."""
         if self.agreement.ranks is None and not self.controller.is_open:
             self.check_weights()
-        run_state.save_as_asked(self.run)
+        # A checkpoint of this step does not know yet that the run has ended.
+        has_ended = self.pace.ended_early is not None
+        self.persistence.save_as_asked(lambda: run_state.settled_state_of(self.run), self.pace.step, again=has_ended)
+        self.controller.note_checkpoint(self.pace.step)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""

@@ -133,7 +133,7 @@ def start(run: Run) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     if callbacks.state is not None and callbacks.load is None and saver is None:
         run.announcer.warn_once("state alone", STATE_ALONE)
-    tell_loaded(run)
+    run.persistence.tell_loaded()
     if saver is not None and callbacks.save is None:
         if callbacks.load is None and run.pace.step:
             run.announcer.warn_once("no model", NO_MODEL.format(run.pace.step))
@@ -311,14 +311,6 @@ def settled_state_of(run: Run) -> dict[str, Any]:
     return whole_state_of(run)
 
 
-def save_as_asked(run: Run) -> None:
-    """Write a checkpoint on request."""
-    # One of this step does not know yet that the run has ended.
-    has_ended = run.pace.ended_early is not None
-    run.persistence.save_as_asked(lambda: settled_state_of(run), run.pace.step, again=has_ended)
-    run.controller.note_checkpoint(run.pace.step)
-
-
 def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
     if run.persistence.saver is not None:
@@ -345,7 +337,7 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
             "seed", f"the resumed run keeps the seed of the saved one, {run.source.seed}, whatever seed= says."
         )
     if run.emitter.has_started:
-        tell_loaded(run)
+        run.persistence.tell_loaded()
 
 
 def moment_of(run: Run, call: str, model: Any = None) -> SchedulerState:
@@ -359,15 +351,6 @@ def moment_of(run: Run, call: str, model: Any = None) -> SchedulerState:
     with run.turns.take(call, run.pace.step):
         recent, position = tuple(lineage.progress.recent), position_of(run, random)
         return SchedulerState(sentry.memory, learner.trend_mark, sentry.baseline, lineage.updates, recent, position)
-
-
-def tell_loaded(run: Run) -> None:
-    """Tell listeners that a checkpoint was loaded, once the run has started."""
-    if run.persistence.saver is not None:
-        run.persistence.saver.claim()
-    # No adapter has come.
-    run.persistence.hand_over_pending()
-    run.persistence.tell_loaded()
 
 
 def load_checkpoint(run: Run, path: str | os.PathLike[str] | None) -> None:

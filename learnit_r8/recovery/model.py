@@ -470,13 +470,10 @@ class Witnesses:
         """Take the losses of the last replays as records; forget all other records."""
         kept = list(replayed)
         self.forget_checkpoints()
-        for each in list(self._backup.backups):
-            if each in kept:
-                each.begin_anew(each.replayed)
-                each.moment = None
-            else:
-                self._backup.backups.remove(each)
-                self._backup.recycle(each)
+        self._backup.keep([each for each in self._backup.backups if each in kept])
+        for each in self._backup.backups:
+            each.begin_anew(each.replayed)
+            each.moment = None
 
     def forget_records(self) -> None:
         """Forget what losses say about all states, as they mean something else from here on."""

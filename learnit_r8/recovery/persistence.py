@@ -646,7 +646,10 @@ class Persistence:
             call_load(load, source, from_ram=not is_file, is_resume=True)
 
     def tell_loaded(self) -> None:
-        """Tell listeners that a checkpoint was loaded, once the run has started."""
+        """Tell listeners that a checkpoint was loaded, once the run has started; its model waits for no adapter now."""
+        if self.saver is not None:
+            self.saver.claim()
+        self.hand_over_pending()
         checkpoint, self._loaded, config = self._loaded, None, self.config
         if checkpoint is not None:
             self._announcer.tell(

@@ -386,13 +386,10 @@ class FlightRecorder(ThreadedListener):
         """Add an event to the record; return whether that changed it."""
         if isinstance(event, events.RunEnded):
             return False
-        if self._open is None:
-            if not isinstance(event, Noted) and begun_by(event) is None:
-                # What comes after an incident, such as the rate on its schedule again; or a measurement.
-                return False
-            self._begin(event)
-        record = self._open
-        assert record is not None
+        if self._open is None and not isinstance(event, Noted) and begun_by(event) is None:
+            # What comes after an incident, such as the rate on its schedule again; or a measurement.
+            return False
+        record = self._begin(event) if self._open is None else self._open
         record["last_step"] = event.step
         if isinstance(event, Noted):
             self._fold_refusal(record, event)
@@ -409,16 +406,17 @@ class FlightRecorder(ThreadedListener):
             record["state"], record["diagnosis"] = "gave up", event.text
         return True
 
-    def _begin(self, event: events.Event) -> None:
+    def _begin(self, event: events.Event) -> dict[str, Any]:
         self._number = max(numbers_in(self.folder.parent), default=0) + 1
         self._is_new = True
-        self._open = {
+        self._open = record = {
             "kind": KIND, "format": FORMAT, "number": self._number, "run": self._run, "step": event.step,
             "last_step": event.step, "seconds": event.seconds, "state": "open", "diagnosis": "", "cause": "",
             "finding": None, "record": self.record, "num_refused": 0, "refusals": [], "num_events": 0, "timeline": [],
             "files": {}, "left_out": {}, "versions": versions(), "rank": launcher.rank_of(),
             "num_ranks": launcher.num_ranks_of(),
         }  # fmt: skip
+        return record
 
     def _fold_refusal(self, record: dict[str, Any], noted: Noted) -> None:
         record["num_refused"] += 1

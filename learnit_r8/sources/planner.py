@@ -145,24 +145,22 @@ class Draft:
         candidates = self._candidates(indices, self._storage.records.take(indices))
         return indices[self._arranged(candidates, self._storage.batch_size)[:count]]
 
-    def chunk(
-        self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
-    ) -> Chunk:
+    def chunk(self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator) -> Chunk:
         """A chunk of the batches that the policy arranges from some samples.
 
         Args:
             samples: The samples and their weights.
             sweep: Number of their sweep.
             fill: Whether to fill up the last batch.
-            watch_rng: Shuffles watched samples, to spread them over the batches; None if there are none.
+            watch_rng: Shuffles watched samples, to spread them over the batches.
         """
         batch_size, indices = self._storage.batch_size, samples[0]
         records = self._storage.records.gather(indices)
         candidates = self._candidates(indices, records)
         order = self._arranged(candidates, batch_size)
-        if watch_rng is not None:
-            watched = holds(self._storage.exclusions.watched, indices[order])
-            order = spread_evenly(order, watched, batch_size, watch_rng)
+        watched = self._storage.exclusions.watched
+        if len(watched):
+            order = spread_evenly(order, holds(watched, indices[order]), batch_size, watch_rng)
         missing = -len(indices) % batch_size
         sizes = np.full(-(-len(indices) // batch_size), batch_size)
         sizes[-1] -= missing
@@ -476,9 +474,7 @@ class Planner:
             batches, places, [buckets.size_in(place) for place in places], sweep=self.num_sweeps
         )
 
-    def _watch_rng(self) -> np.random.Generator | None:
-        if not len(self._storage.exclusions.watched):
-            return None
+    def _watch_rng(self) -> np.random.Generator:
         return self._generator(_WATCHED, self.num_sweeps, self._sweep.rank)
 
     def _next_selected_chunk(self, policy: Policy, context: Context, room: int) -> Chunk:

@@ -464,25 +464,23 @@ class _Forwarded:
         self._sampler, self._count = sampler, count
         self._batches: Iterator[Any] | None = None
 
-    def forward(self) -> None:
-        """Leave them out, if that was not done yet."""
-        if self._batches is not None:
-            return
-        self._batches = iter(self._sampler)
-        for number in range(self._count):
-            if next(self._batches, None) is None:
-                raise ValueError(
-                    f"the loader must be that of the saved run, which had taken {self._count} batches of this epoch, "
-                    f"got one whose sampler ends after {number}."
-                )
+    def forward(self) -> Iterator[Any]:
+        """Leave them out, if that was not done yet; returns the rest."""
+        if self._batches is None:
+            self._batches = iter(self._sampler)
+            for number in range(self._count):
+                if next(self._batches, None) is None:
+                    raise ValueError(
+                        f"the loader must be that of the saved run, which had taken {self._count} batches of this "
+                        f"epoch, got one whose sampler ends after {number}."
+                    )
+        return self._batches
 
     def __iter__(self) -> _Forwarded:
         return self
 
     def __next__(self) -> Any:
-        self.forward()
-        assert self._batches is not None
-        return next(self._batches)
+        return next(self.forward())
 
     def __len__(self) -> int:
         return len(self._sampler) - self._count
