@@ -54,15 +54,10 @@ class Requests:
     """
 
     def __init__(
-        self,
-        pace: Pace,
-        announcer: Announcer,
-        *,
-        handle_signals: bool = False,
-        cool_down_on: tuple[int, Span] | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        self, pace: Pace, announcer: Announcer, *, handle_signals: bool = False,
+        cool_down_on: tuple[int, Span] | None = None, sleep: Callable[[float], None] = time.sleep,
         agreement: Agreement | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._pace, self._announcer, self._sleep = pace, announcer, sleep
         self._agreement = agreement or Agreement()
         asks: dict[str, Any] = {}

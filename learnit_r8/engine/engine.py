@@ -285,16 +285,10 @@ class Engine:
     # Judge.
 
     def report(
-        self,
-        ticket: Ticket,
-        # Whoever forgets the ticket is told so.
-        loss: Any = None,
-        *,
-        part_size: int | None = None,
-        grad_norm: Any = None,
-        skipped: bool = False,
-        predictions: Any = None,
-    ) -> Outcome:
+        # A call without a loss is one that forgets the ticket, which is told.
+        self, ticket: Ticket, loss: Any = None, *, part_size: int | None = None, grad_norm: Any = None,
+        skipped: bool = False, predictions: Any = None,
+    ) -> Outcome:  # fmt: skip
         """Report the loss of a batch; see `R8Scheduler.report`."""
         if type(ticket) is not Ticket:
             raise TypeError(

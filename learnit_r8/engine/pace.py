@@ -92,13 +92,9 @@ class Pace:
     """
 
     def __init__(
-        self,
-        budget: Budget,
-        steps_per_epoch: int,
-        clock: Callable[[], float] = time.monotonic,
-        *,
+        self, budget: Budget, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic, *,
         rule: CoolDownRule = CoolDownRule(),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.budget = self._given = budget
         self.steps_per_epoch = steps_per_epoch
         self.step = self.probes = self.left_out = 0

@@ -97,20 +97,10 @@ class Chunk:
     tokens = 0
 
     def __init__(
-        self,
-        members: NDArray[np.int64],
-        table: SampleTable,
-        *,
-        sizes: NDArray[np.int64],
-        expected: list[float],
-        typical: float = math.nan,
-        pass_number: int,
-        sweep: int,
-        fill: int = 0,
-        weights: NDArray[np.float32] | None = None,
-        planned: Planned | None = None,
-        records: NDArray[Any] | None = None,
-    ) -> None:
+        self, members: NDArray[np.int64], table: SampleTable, *, sizes: NDArray[np.int64], expected: list[float],
+        typical: float = math.nan, pass_number: int, sweep: int, fill: int = 0,
+        weights: NDArray[np.float32] | None = None, planned: Planned | None = None, records: NDArray[Any] | None = None,
+    ) -> None:  # fmt: skip
         self.members = members
         # The last batch is filled up with the first samples, repeatedly if necessary.
         self.handed = np.resize(members, len(members) + fill)

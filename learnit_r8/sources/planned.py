@@ -58,14 +58,9 @@ class PlannedBatches:
     )
 
     def __init__(
-        self,
-        table: SampleTable,
-        *,
-        policy: Policy,
-        seed: int = 0,
-        last_batch: str = "short",
+        self, table: SampleTable, *, policy: Policy, seed: int = 0, last_batch: str = "short",
         buckets: Buckets | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         size, batch = table.num_samples, table.batch_size
         check_choice("last_batch", last_batch, LAST_BATCH)
         if last_batch == "drop" and size < batch:

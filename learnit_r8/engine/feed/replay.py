@@ -339,14 +339,9 @@ def open_at(
 
 
 def resume(
-    announcer: Announcer,
-    source: Any,
-    saved: Mapping[str, Any],
-    count: int,
-    way: str,
-    *,
+    announcer: Announcer, source: Any, saved: Mapping[str, Any], count: int, way: str, *,
     opens: Callable[[Any, int], Iterator[Any]],
-) -> Iterator[Any]:
+) -> Iterator[Any]:  # fmt: skip
     """The iterator whose next item is the one that the saved run would have got.
 
     Args:
