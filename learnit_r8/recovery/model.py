@@ -459,8 +459,7 @@ class Witnesses:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)
         self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
-        backup.is_proven = True
-        self.begin_trust()
+        backup.is_proven, self._calm_run = True, 0
 
     def begin_trust(self) -> None:
         """Count calm losses from here on."""

@@ -494,7 +494,7 @@ class CauseSearch:
 
     Args:
         persistence: Holds the callbacks, of which the adapter's `examine` looks, and the backups.
-        announcer: Tells what was found.
+        announcer: Knows how long the run has trained.
         storage: That of the table; names the samples.
         sentry: Says what the guard saw.
         recorder: Writes the records; None for none.
@@ -508,13 +508,12 @@ class CauseSearch:
         self._sentry, self._recorder = sentry, recorder
         self._looks: Counter[str] = Counter()
         self._seconds = 0.0
-        self._found: dict[str, Any] | None = None
 
     def look(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, recent: Sequence[float],
         samples: Sequence[int], is_finite: bool, lr: float,
-    ) -> str:  # fmt: skip
-        """Look for the cause of a refusal and note it; returns the sentence, "" if nobody has looked. `tell` tells it.
+    ) -> dict[str, Any]:  # fmt: skip
+        """Look for the cause of a refusal and note it; returns what `CauseFound` says of it, empty if nobody looked.
 
         Args:
             ticket: The batch.
@@ -526,7 +525,7 @@ class CauseSearch:
             is_finite: Whether it was refused for its height alone.
             lr: The rate as the user knows it; NaN if that is not known.
         """
-        usual, text = float(np.median(recent)) if len(recent) else math.nan, ""
+        usual, found = float(np.median(recent)) if len(recent) else math.nan, dict[str, Any]()
         known = reversed(self._persistence.backup.backups)
         backups = [(each.step, each.state) for each in known if each.state is not None]
         kind = verdict.value
@@ -537,10 +536,9 @@ class CauseSearch:
         if finding is not None:
             blamed = list(finding.samples) or [indices[row] for row in finding.rows if row < len(indices)]
             names = [f"{each}" if name_of(each) == each else f"{each} ({name_of(each)!r})" for each in blamed[:1000]]
-            text = sentence_of(finding, step, names)
-            self._found = {
-                "text": text, "fault": finding.kind, "where": finding.where, "samples": tuple(blamed),
-                "is_certain": finding.is_certain,
+            found = {
+                "text": sentence_of(finding, step, names), "fault": finding.kind, "where": finding.where,
+                "samples": tuple(blamed), "is_certain": finding.is_certain,
             }  # fmt: skip
         recorder, collect = self._recorder, self._persistence.callbacks.in_hand
         if recorder is not None and recorder.is_writing:
@@ -549,17 +547,12 @@ class CauseSearch:
                 "samples": indices[:4096], "names": [str(name_of(each)) for each in indices[:256]],
                 "not_finite": list(samples)[:256], "losses_before": list(recent)[-MOST_BEFORE:],
                 "guard": self._thresholds(), "suspicion": self._sentry.suspicion,
-                "highest_grad_norm": self._sentry.state_dict()["norms"]["highest"],
+                "highest_grad_norm": self._sentry.present.highest_norm,
             }  # fmt: skip
             parts = {} if recorder.record == "names" or collect is None else collect()
-            recorder.note(step, self._announcer.where()[1], facts=facts, finding=finding, cause=text, parts=parts)
-        return text
-
-    def tell(self) -> None:
-        """Tell what was found since it was told last."""
-        found, self._found = self._found, None
-        if found is not None:
-            self._announcer.tell(events.CauseFound, **found)
+            text, seconds = found.get("text", ""), self._announcer.where()[1]
+            recorder.note(step, seconds, facts=facts, finding=finding, cause=text, parts=parts)
+        return found
 
     def _find(self, refusal: Refusal, kind: str) -> Finding | None:
         """Have the adapter look, as long as that takes little of the run's time."""

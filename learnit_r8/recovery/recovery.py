@@ -356,14 +356,13 @@ class RecoveryController:
         unit, alarm, loss = 1.0 if own_rate is None else own_rate, ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         is_finite, progress = alarm is not Alarm.NOT_FINITE, self.lineage.progress
         incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
-        cause = self._cause_search.look(
+        found = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=progress.recent, samples=samples, is_finite=is_finite,
             lr=ticket.lr * unit,
         )  # fmt: skip
         is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
-        incident = replace(
-            incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=incident.cause or cause
-        )
+        cause = incident.cause or found.get("text", "")
+        incident = replace(incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=cause)
         self._incidents.current = incident
         if not is_finite:
             self.quarantine.refused(accused_of(reading, ticket), samples)
@@ -380,7 +379,8 @@ class RecoveryController:
             events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.limit.lr(lr) * unit,
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
         )  # fmt: skip
-        self._cause_search.tell()
+        if found:
+            self._announcer.tell(events.CauseFound, **found)
         if sum(self._refusals.outcomes) > BROKEN:
             suspects = self.quarantine.suspects
             named = f" Suspected: {self.quarantine.named(suspects)}." if suspects else ""
