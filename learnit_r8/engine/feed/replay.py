@@ -47,16 +47,8 @@ USUAL_NAMES = ("generator", "rng", "_generator")
 """What generators are called first in a saved run, whatever else holds them."""
 
 
-def read_generators(source: Any, random: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The states of the global random generators, read already where ``random`` is given, and those of a loader."""
-    # One that has taken the next batch already tells where from.
-    held = getattr(source, "generators_before_next", None)
-    now = state_of(held) if type(held) is tuple else random or random_state()
-    return {"global": now, "own": [_state_of(each) for each in _own_generators(source)]}
-
-
 def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
-    """Put back what `read_generators` returned."""
+    """Put back the random generators that `read_start` has read."""
     if state is None:
         return
     set_random_state(state["global"])
@@ -65,9 +57,15 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
 
 
 def read_start(source: Any, random: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the batches of a loader from here on depend on; ``random`` as for `read_generators`."""
+    """What the batches of a loader from here on depend on: the global random generators, read already where ``random``
+    is given, its own ones, and what its order follows from besides.
+    """
+    # One that has taken the next batch already tells where from.
+    held = getattr(source, "generators_before_next", None)
+    now = state_of(held) if type(held) is tuple else random or random_state()
+    own = [_state_of(each) for each in _own_generators(source)]
     order = [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
-    return {**read_generators(source, random), "order": order}
+    return {"global": now, "own": own, "order": order}
 
 
 def set_order(source: Any, saved: Any) -> None:
