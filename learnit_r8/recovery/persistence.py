@@ -126,7 +126,7 @@ class BackupTimer:
         with contextlib.suppress(MemoryError):
             if saved is not None:
                 # What no file can hold is that of the live state.
-                first.state = self._agreement.copied("it", lambda: self.backup.copy(tree.fill(saved, get())))
+                first.state = self._agreement.copied("the weights", lambda: self.backup.copy(tree.fill(saved, get())))
             self.backup.backups.insert(0, first)
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
