@@ -167,14 +167,14 @@ class Draft:
         return self._chunk(samples, records, candidates.loss, order, sizes, sweep, fill=missing if fill else 0)
 
     def chunk_of_batches(
-        self, batches: list[NDArray[np.int64]], places: list[int], full: list[int], *, sweep: int
+        self, batches: list[NDArray[np.int64]], places: list[int], size_in: Callable[[int], int], *, sweep: int
     ) -> Chunk:
         """A chunk of batches of different sizes; the policy arranges the samples among those of one place.
 
         Args:
             batches: int64[B] each, in drawing order.
             places: For each, a number; batches of one number may exchange samples.
-            full: For each, the samples of a full batch of its place.
+            size_in: Returns the samples of a full batch of a place.
             sweep: Number of their sweep.
         """
         sizes, numbers = np.array([len(each) for each in batches]), np.array(places)
@@ -183,7 +183,7 @@ class Draft:
         of, order = np.repeat(numbers, sizes), np.arange(len(indices))
         for place in dict.fromkeys(places):
             own = np.flatnonzero(of == place)
-            size = full[places.index(place)]
+            size = size_in(place)
             arranged = self._arranged(self._candidates(indices[own], reordered(records, own)), size)
             if (sizes[numbers == place][:-1] != size).any():
                 # Some batches have lost samples, so that an order of full ones fits them no better than any.
@@ -470,9 +470,7 @@ class Planner:
             batches = [
                 each if len(each) else buckets.other(place, gone) for each, place in zip(batches, places, strict=True)
             ]
-        return draft.chunk_of_batches(
-            batches, places, [buckets.size_in(place) for place in places], sweep=self.num_sweeps
-        )
+        return draft.chunk_of_batches(batches, places, buckets.size_in, sweep=self.num_sweeps)
 
     def _watch_rng(self) -> np.random.Generator:
         return self._generator(_WATCHED, self.num_sweeps, self._sweep.rank)
