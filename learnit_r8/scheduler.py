@@ -356,7 +356,7 @@ class R8Scheduler:
         is_done = self.pace.is_finished or self.pace.ended_early is not None
         if is_done and not self.host.emitter.has_started:
             # It has ended before it was resumed: its record stays as it is.
-            run_state.tell_loaded(self.host.run)
+            self.host.persistence.tell_loaded()
             return
         if self.feed is not None:
             yield from self.feed.epochs()

@@ -53,7 +53,7 @@ MUTANTS = [Mutant(*each) for each in (
     # recovery/
     ("recovery/quarantine.py", ">= OWN_LOSSES]", "> OWN_LOSSES]",
      "recovery/test_quarantine.py -k own_loss", "a bad sample costs one batch more"),
-    ("recovery/quarantine.py", "self._num_clean_refused += 1", "pass",
+    ("recovery/quarantine.py", "self._num_clean_refused += self.is_watching", "pass",
      "recovery/test_quarantine.py", "good samples are convicted where batches fail at random"),
     ("recovery/quarantine.py", "np.array(list(self._suspects.values()), np.int64)",
      "np.ones(len(self._suspects), np.int64)",
@@ -94,7 +94,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_backups.py -k lent", "a backup is written to the disk while another one overwrites it"),
     ("recovery/backups.py", "return self._clone(backup.state)", "return backup.state",
      "recovery/test_backups.py", "training on changes the backup itself"),
-    ("recovery/backups.py", "if each.updates > updates]", "if each.updates >= updates]",
+    ("recovery/backups.py", "if each.updates <= updates]", "if each.updates < updates]",
      "recovery/test_backups.py -k going_back", "a restore forgets the state that it went back to"),
     ("recovery/backups.py", "del backups[1 + min(range(", "del backups[min(range(",
      "recovery/test_backups.py -k thinning", "the initial state is forgotten"),

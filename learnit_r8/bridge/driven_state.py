@@ -17,7 +17,7 @@ import numpy as np
 from ..sources.random_generators import random_state, set_random_state
 from ..state import codec
 from ..state.callbacks import OWN, Callbacks
-from ..state.tree import fit, hold, is_holder, is_key, nnx_of, open_node, pack, unpack
+from ..state.tree import fit, hold, is_holder, is_key, map_leaves, nnx_of, open_node, pack, unpack
 
 if TYPE_CHECKING:
     from ..sources.ticket import Outcome
@@ -120,7 +120,9 @@ class DrivenState:
 
     def collect(self) -> dict[str, Any]:
         """The state as `save` writes it; where it is on several processes, all of them must call it."""
-        live = self._live() if self._gather is None else _gathered(self._live(), self._gather)
+        live, gather = self._live(), self._gather
+        if gather is not None:
+            live = map_leaves(lambda leaf, *_: gather(leaf), live, holders=True)
         state = hold(live, self._left_out, NOT_HELD, holders=True)
         return {"state": pack(state, holders=True), "random": random_state()}
 
@@ -202,11 +204,6 @@ def _loaded(holder: Any, saved: Any) -> Any:
         # The gradients belong to the weights that were replaced.
         holder.zero_grad()
     return holder
-
-
-def _gathered(value: Any, gather: Callable[[Any], Any]) -> Any:
-    node = open_node(value, holders=True)
-    return gather(value) if node is None else node.build([_gathered(part, gather) for part in node.parts.values()])
 
 
 def _leaf(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:

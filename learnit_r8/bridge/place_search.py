@@ -15,19 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..events.incident import HEALTHY
-from ..recovery.cause import (
-    BACKWARD,
-    FORWARD,
-    INPUT,
-    LABEL,
-    LOSS,
-    NOTHING,
-    UNKNOWN,
-    WEIGHT,
-    Finding,
-    Refusal,
-)
-from .batch_rows import far_off, halve, not_finite, num_rows, some_rows
+from ..recovery.cause import BACKWARD, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
+from .batch_rows import far_off, halve, not_finite, num_rows, rows_of, some_rows
 
 FEW = 4
 """Most elements of one array that count as damaged alone."""
@@ -241,8 +230,8 @@ def first_bad(array: NDArray[Any], size: int) -> tuple[str, tuple[int, ...]]:
     if not bad.any():
         return "", ()
     what = "NaN" if np.isnan(array).any() else "Inf"
-    rows = np.flatnonzero(bad.reshape(len(array), -1).any(1)).tolist() if array.ndim and len(array) == size else []
-    return what, tuple(rows) if len(rows) < size else ()
+    rows = rows_of(bad) if array.ndim and len(array) == size else ()
+    return what, rows if len(rows) < size else ()
 
 
 def bad_arrays(named: Sequence[tuple[str, Any]], as_array: Callable[[Any], NDArray[Any]]) -> dict[str, int]:

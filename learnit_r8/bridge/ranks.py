@@ -7,44 +7,21 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .._validation import stable_repr
+from ..recovery.agreement import Channel as Channel
 from ..state.codec import OlderFile
 from ..state.store import BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, RunInUse
 
 if TYPE_CHECKING:
-    from ..engine.pace import Pace
     from ..scheduler import R8Scheduler
 
 
 class RanksDiffer(RuntimeError):
     """The processes of a training differ in their arguments or steps, so that their tables cannot be equal."""
-
-
-class Channel(Protocol):
-    """Carries messages between the processes of a training; all of them make each call, in the same order.
-
-    Attributes:
-        rank: Number of this process, 0-based.
-        size: Number of processes.
-    """
-
-    rank: int
-    size: int
-
-    def gather(self, message: NDArray[Any]) -> NDArray[Any]:
-        """T[size, L], the messages of all processes, T[L] of each, in the order of the ranks."""
-
-    def gather_values(self, value: Any) -> list[Any]:
-        """The values of all processes, which may be anything that a checkpoint can hold."""
-
-    def of_first(self, value: Any) -> Any:
-        """The value of rank 0, as `gather_values` takes it."""
-        return self.gather_values(value if self.rank == 0 else None)[0]
 
 
 WINDOW = 2**16
@@ -152,10 +129,11 @@ class SharedClock:
         return self.now
 
 
+@dataclasses.dataclass(frozen=True)
 class SharedWrite:
     """A checkpoint that rank 0 is writing; all ranks ask at the same steps, and get the same answers.
 
-    Args:
+    Attributes:
         write: The write of this rank; None on other ranks than rank 0, and where it could not begin.
         error: Why it could not begin.
         ranks: The ranks.
@@ -163,21 +141,16 @@ class SharedWrite:
         elsewhere: What other ranks know of the checkpoint.
     """
 
-    def __init__(
-        self,
-        write: BackgroundWrite | None,
-        error: BaseException | None,
-        ranks: Channel,
-        then: Callable[[Checkpoint], object],
-        elsewhere: Checkpoint,
-    ) -> None:
-        self._write, self._error, self._ranks = write, error, ranks
-        self._then, self._elsewhere = then, elsewhere
+    write: BackgroundWrite | None
+    error: BaseException | None
+    ranks: Channel
+    then: Callable[[Checkpoint], object]
+    elsewhere: Checkpoint
 
     @property
     def is_done(self) -> bool:
         """Whether `result` returns without waiting, on rank 0."""
-        return bool(self._ranks.gather(np.array([self._write is None or self._write.is_done]))[0, 0])
+        return bool(self.ranks.gather(np.array([self.write is None or self.write.is_done]))[0, 0])
 
     def result(self) -> Checkpoint:
         """Wait for the checkpoint and return it; must be called once.
@@ -185,20 +158,20 @@ class SharedWrite:
         Raises:
             OSError: rank 0 could not write it; raised on all ranks, so that they try again at the same step.
         """
-        saved, error = None, self._error
-        if self._write is not None:
+        saved, error = None, self.error
+        if self.write is not None:
             try:
-                saved = self._write.result()
+                saved = self.write.result()
             except BaseException as raised:
                 error = raised
-        trouble = self._ranks.of_first(None if error is None else f"{type(error).__name__}: {error}")
+        trouble = self.ranks.of_first(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
         if trouble is not None:
             raise OSError(f"rank 0 could not write the checkpoint: {trouble}")
         if saved is None:
-            self._then(self._elsewhere)
-        return saved or self._elsewhere
+            self.then(self.elsewhere)
+        return saved or self.elsewhere
 
 
 class SharedStore:
@@ -223,14 +196,7 @@ class SharedStore:
         return self._store.folder if self._ranks.rank == 0 else None
 
     def start_write(
-        self,
-        state: Mapping[str, Any],
-        write_model: Callable[[str], None] | None = None,
-        config: Mapping[str, Any] | None = None,
-        *,
-        then: Callable[[Checkpoint], object] = lambda _: None,
-        in_background: bool = False,
-        is_again: bool = False,
+        self, state: Mapping[str, Any], *what: Any, then: Callable[[Checkpoint], object], **how: Any
     ) -> SharedWrite:
         """Start to write a checkpoint on rank 0, as `CheckpointStore.start_write`; write nothing on other ranks."""
         write, error = None, None
@@ -241,8 +207,7 @@ class SharedStore:
             state = {**state, "plan": {**plan, "ranks": self._ranks.gather_values(own)}}
         if self._ranks.rank == 0:
             try:
-                how: Any = {"in_background": in_background, "is_again": is_again}
-                write = self._store.start_write(state, write_model, config, then=then, **how)
+                write = self._store.start_write(state, *what, then=then, **how)
             except BaseException as raised:
                 error = raised
         elsewhere = Checkpoint(self._store.folder / "written by rank 0", dict(state), None, self._store.run_id, {})
@@ -321,79 +286,22 @@ def _name_of(answer: Any) -> str | None:
     return answer.path.name if isinstance(answer, Checkpoint) else None
 
 
-LOOK_SECONDS = 0.1
-"""Seconds after which paused ranks ask each other again whether to go on."""
-
-
-class RankAgreement:
-    """What the parts of a scheduler ask the other ranks through.
-
-    Args:
-        ranks: The ranks.
-        clock: Their clock.
-        pace: Knows whether the run was stopped.
-
-    Attributes:
-        rank: Number of this rank.
-    """
-
-    def __init__(self, ranks: Channel, clock: SharedClock, pace: Pace) -> None:
-        self.rank = ranks.rank
-        self._ranks, self._clock, self._pace = ranks, clock, pace
-
-    def agree(self, trouble: str) -> str:
-        """A text that says what failed on this rank, or on which ranks something failed; "" if nothing did."""
-        if self._pace.is_stopped:
-            # A rank that was told to end by a signal is gone by now.
-            return trouble
-        everyone = self._ranks.gather(np.array([bool(trouble)]))[:, 0]
-        elsewhere = ", ".join(map(str, np.flatnonzero(everyone).tolist()))
-        return trouble or (elsewhere and f"it went wrong on rank {elsewhere}")
-
-    def most(self, number: int) -> int:
-        """The largest of the numbers of all ranks; this rank's own in a run that was stopped, as in `agree`."""
-        return number if self._pace.is_stopped else max(each for (each,) in self.gather([number]))
-
-    def is_same(self, text: str) -> bool:
-        """Whether all ranks call it with the same text."""
-        own = np.array([digest_of(text)])
-        return bool((self._ranks.gather(own) == own).all())
-
-    def gather(self, numbers: Sequence[int]) -> list[list[int]]:
-        """The numbers of all ranks, in their order."""
-        everyone: list[list[int]] = self._ranks.gather(np.array(numbers, np.int64)).tolist()
-        return everyone
-
-    def meet(
-        self, wished: int, span: tuple[float, float], agree: Callable[[list[int], Sequence[Sequence[float]]], None]
-    ) -> None:
-        """Wait a little while the run is paused, and exchange wishes; see `Requests.agree`."""
-        time.sleep(LOOK_SECONDS)
-        messages = self._ranks.gather(np.array([float(wished), self._clock.own(), *span]))
-        self._clock.now = float(messages[0, 1])
-        agree([int(wish) for wish in messages[:, 0]], messages[:, 2:].tolist())
-
-
 class PartsOfRanks:
     """Hands a scheduler the parts that it shares with those of other ranks, as `RankGroup` asks for them.
 
     Args:
-        channel: The ranks.
+        channel: The ranks; an attribute, too.
     """
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+        self.channel = channel
         self._clock: SharedClock
 
     def shared_clock(self, own: Callable[[], float]) -> SharedClock:
         """The clock of rank 0."""
-        self._clock = SharedClock(own, self._channel)
+        self._clock = SharedClock(own, self.channel)
         return self._clock
-
-    def agreeing(self, pace: Pace) -> RankAgreement:
-        """What the parts of the scheduler ask the other ranks through."""
-        return RankAgreement(self._channel, self._clock, pace)
 
     def shared_store(self, own: CheckpointStore) -> SharedStore:
         """A checkpoint store to which only rank 0 writes."""
-        return SharedStore(own, self._channel)
+        return SharedStore(own, self.channel)

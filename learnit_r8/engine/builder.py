@@ -22,7 +22,7 @@ from ..recovery.record import FlightRecorder
 from ..recovery.recovery import RecoveryController
 from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
+from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, ScheduleName, make_schedule
 from ..schedules.span import Span, read_span
 from ..sources.lengths import Buckets
 from ..sources.permutation import MAX_SAMPLES
@@ -62,8 +62,9 @@ def build_run(settings: Settings) -> Run:
     settings = replace(settings, given={**given, "guard": guard})
     given = settings.given
     own, shape = given["batch_size"] if isinstance(given["batch_size"], OwnBatches) else OwnBatches(), settings.shape
-    table, make_source, steps_per_pass = _own_batches(settings, own) if is_own else _planned_batches(settings)
-    steps_per_epoch = steps_per_pass
+    planned = None if is_own else _planned_batches(settings)
+    table = _own_table(settings, own) if planned is None else planned.table
+    steps_per_epoch = steps_per_pass = UNKNOWN_LENGTH if planned is None else planned.steps_per_pass
     if own.steps_per_epoch is not None:
         steps_per_epoch = whole_number("steps_per_epoch", own.steps_per_epoch, least=1)
     budget = _build_budget(settings, own, steps_per_epoch)
@@ -77,7 +78,11 @@ def build_run(settings: Settings) -> Run:
     sentry = Sentry(guard, watches_level=watches_level, is_usual=is_usual)
     announcer = Announcer(given["listeners"], pace.where)
     early_stop = EarlyStop(given["early_stopping"], monitor, mode, announcer)
-    source = make_source(pace, announcer, agreement)
+    source: Source = planned or FollowedBatches(
+        table, pace=pace, settings=own, announcer=announcer, agreement=agreement, seed=int(given["seed"])
+    )
+    if planned is not None:
+        _tell_of_batches(planned, announcer)
     persistence = _build_persistence(
         settings, steps_per_epoch, budget, mode=mode, announcer=announcer, agreement=agreement
     )
@@ -146,11 +151,8 @@ def _checked_guard(settings: Settings) -> Guard:
     return guard
 
 
-MakeSource = Callable[[Pace, Announcer, Agreement], Source]
-
-
-def _planned_batches(settings: Settings) -> tuple[SampleTable, MakeSource, int]:
-    """The table of batches that the scheduler draws, what makes their source, and the steps of a pass."""
+def _planned_batches(settings: Settings) -> PlannedBatches:
+    """The source of batches that the scheduler draws, with their table."""
     given = settings.given
     if isinstance(given["batch_size"], OwnBatches):
         raise ValueError(
@@ -175,23 +177,24 @@ def _planned_batches(settings: Settings) -> tuple[SampleTable, MakeSource, int]:
             f"groups must be a label for each sample, as the policy {given['policy']!r} needs them, got None. "
             "If there are no classes, np.zeros(num_samples) puts all samples into one group."
         )
+    return source
 
-    def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> PlannedBatches:
-        if (num_groups := len(table.storage.group_sizes)) >= batch_size:
-            announcer.note_once(
-                "groups",
-                f"{num_groups:,} groups are reported, but batches of {batch_size} samples are not balanced over them: "
-                f"that takes fewer groups than samples in a batch.",
-            )
-        if batch_size > num_samples:
-            announcer.warn_once(
-                "batch_size",
-                f"batch_size {batch_size} is more than the {num_samples} samples there are, so an epoch is one step; "
-                "R8Scheduler takes num_samples first, then batch_size=.",
-            )
-        return source
 
-    return table, make, source.steps_per_pass
+def _tell_of_batches(source: PlannedBatches, announcer: Announcer) -> None:
+    """Tell the user of batches that are not what was probably meant."""
+    table = source.table
+    if (num_groups := len(table.storage.group_sizes)) >= table.batch_size:
+        announcer.note_once(
+            "groups",
+            f"{num_groups:,} groups are reported, but batches of {table.batch_size} samples are not balanced over "
+            "them: that takes fewer groups than samples in a batch.",
+        )
+    if table.batch_size > table.num_samples:
+        announcer.warn_once(
+            "batch_size",
+            f"batch_size {table.batch_size} is more than the {table.num_samples} samples there are, so an epoch is "
+            "one step; R8Scheduler takes num_samples first, then batch_size=.",
+        )
 
 
 def _build_buckets(settings: Settings, num_samples: int) -> Buckets | None:
@@ -218,8 +221,8 @@ _OF_PLANS = {
 """Settings of batches that the scheduler draws, and their defaults."""
 
 
-def _own_batches(settings: Settings, own: OwnBatches) -> tuple[SampleTable, MakeSource, int]:
-    """The same for batches that come from the user's loader."""
+def _own_table(settings: Settings, own: OwnBatches) -> SampleTable:
+    """The table of batches that come from the user's loader."""
     given = settings.given
     for name, value, _ in settings.items():
         default = _OF_PLANS.get(name, value)
@@ -229,22 +232,14 @@ def _own_batches(settings: Settings, own: OwnBatches) -> tuple[SampleTable, Make
                 "draws them from a data set and batch_size= in place of a loader."
             )
     most = whole_number("max_ids", own.max_ids, least=1, most=MAX_SAMPLES)
-    seed = whole_number("seed", given["seed"], least=0, most=2**63)
+    whole_number("seed", given["seed"], least=0, most=2**63)
     check_choice("after_restore", own.after_restore, ("next", "again"))
     check_choice("resume_data", own.resume_data, WAYS)
-    table = SampleTable(0, batch_size=1, most_ids=most)
-
-    def make(pace: Pace, announcer: Announcer, agreement: Agreement) -> FollowedBatches:
-        return FollowedBatches(table, pace=pace, settings=own, announcer=announcer, agreement=agreement, seed=seed)
-
-    return table, make, UNKNOWN_LENGTH
+    return SampleTable(0, batch_size=1, most_ids=most)
 
 
-def _build_pass_budget(settings: Settings, own: OwnBatches) -> Budget:
-    """The budget of a number of runs through the user's loader."""
-    given = settings.given
-    epochs: Any = given["num_epochs"]
-    known, mode = own.steps_per_epoch, settings.shape.mode
+def _pass_budget(epochs: Any, known: int | None, mode: ScheduleName | Schedule) -> Budget:
+    """The budget of a number of runs through the user's loader, whose length is known or not."""
     if not (is_number(epochs) and 0 < epochs < math.inf):
         raise ValueError(f"num_epochs must be a number > 0 and finite, got {epochs!r}.")
     if known is None and (mode not in OPEN_MODES or epochs != int(epochs)):
@@ -263,7 +258,7 @@ def _build_budget(settings: Settings, own: OwnBatches, steps_per_epoch: int) -> 
         warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
     is_alone = given["num_steps"] is None and given["train_duration_seconds"] is None and own.num_tokens is None
     if given["num_samples"] is None and given["num_epochs"] is not None and is_alone:
-        return _build_pass_budget(settings, own)
+        return _pass_budget(given["num_epochs"], own.steps_per_epoch, settings.shape.mode)
     return Budget.of(
         given["num_epochs"], given["num_steps"], given["train_duration_seconds"], steps_per_epoch,
         num_tokens=own.num_tokens, mode=settings.shape.mode, warmup_steps=warmup_steps,

@@ -6,11 +6,12 @@ handler may interrupt the very code that holds it.
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..events.bus import Announcer
@@ -53,24 +54,20 @@ class Requests:
     """
 
     def __init__(
-        self,
-        pace: Pace,
-        announcer: Announcer,
-        *,
-        handle_signals: bool = False,
-        cool_down_on: tuple[int, Span] | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        self, pace: Pace, announcer: Announcer, *, handle_signals: bool = False,
+        cool_down_on: tuple[int, Span] | None = None, sleep: Callable[[float], None] = time.sleep,
         agreement: Agreement | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._pace, self._announcer, self._sleep = pace, announcer, sleep
         self._agreement = agreement or Agreement()
-        self._cool_down_on = cool_down_on
-        signum = None if cool_down_on is None else cool_down_on[0]
+        asks: dict[str, Any] = {}
+        if cool_down_on is not None:
+            signum, span = cool_down_on
+            name = signal.Signals(signum).name
+            asks = {"asking": signum, "ask": functools.partial(self.cool_down, span, f"by {name}")}
         self.signals: SignalWatch | None = None
         if handle_signals:
-            self.signals = SignalWatch(
-                self._wake, ask=self._cool_down_by_signal, asking=signum, count_steps=lambda: pace.step
-            )
+            self.signals = SignalWatch(self._wake, count_steps=lambda: pace.step, **asks)
         # The first answer installs the signal handlers.
         self.is_pending = handle_signals
         self.is_paused = False
@@ -204,11 +201,6 @@ class Requests:
         self._refused.append(text)
         self.is_pending = True
 
-    def _cool_down_by_signal(self) -> None:
-        if self._cool_down_on is not None:
-            signum, span = self._cool_down_on
-            self.cool_down(span, f"by {signal.Signals(signum).name}")
-
     def _wake(self) -> None:
         """Have a signal on one rank end the run on all, after the same step."""
         if self._agreement.ranks is None:
@@ -311,7 +303,7 @@ class Requests:
                     if self._agreement.ranks is None:
                         self._sleep(POLL_SECONDS)
                     else:
-                        self._agreement.ranks.meet(self.wished, self.span, self.agree)
+                        self._agreement.meet(self.wished, self.span, self.agree)
                     self._save_if_asked(save)
         finally:
             self._asked.pop(PAUSE, None)

@@ -285,16 +285,10 @@ class Engine:
     # Judge.
 
     def report(
-        self,
-        ticket: Ticket,
-        # Whoever forgets the ticket is told so.
-        loss: Any = None,
-        *,
-        part_size: int | None = None,
-        grad_norm: Any = None,
-        skipped: bool = False,
-        predictions: Any = None,
-    ) -> Outcome:
+        # A call without a loss is one that forgets the ticket, which is told.
+        self, ticket: Ticket, loss: Any = None, *, part_size: int | None = None, grad_norm: Any = None,
+        skipped: bool = False, predictions: Any = None,
+    ) -> Outcome:  # fmt: skip
         """Report the loss of a batch; see `R8Scheduler.report`."""
         if type(ticket) is not Ticket:
             raise TypeError(
@@ -484,9 +478,7 @@ class Engine:
             if undo is not None and verdict is not GOOD and ticket.epoch >= 0:
                 undo()
             if ticket.epoch < 0:
-                put_to = self.search.take(
-                    ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD
-                )  # fmt: skip
+                put_to = self.search.take(ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD)
                 self.rates.use_found()
             elif verdict is Verdict.PROBED or ticket.chunk.is_probe:
                 verdict, put_to = Verdict.PROBED, self._take_probe(ticket, judged)
@@ -706,7 +698,10 @@ class Engine:
         """Write a checkpoint on request, such as a signal's, once the weights were looked at."""
         if self.agreement.ranks is None and not self.controller.is_open:
             self.check_weights()
-        run_state.save_as_asked(self.run)
+        # A checkpoint of this step does not know yet that the run has ended.
+        has_ended = self.pace.ended_early is not None
+        self.persistence.save_as_asked(lambda: run_state.settled_state_of(self.run), self.pace.step, again=has_ended)
+        self.controller.note_checkpoint(self.pace.step)
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""

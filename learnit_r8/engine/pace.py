@@ -92,13 +92,9 @@ class Pace:
     """
 
     def __init__(
-        self,
-        budget: Budget,
-        steps_per_epoch: int,
-        clock: Callable[[], float] = time.monotonic,
-        *,
+        self, budget: Budget, steps_per_epoch: int, clock: Callable[[], float] = time.monotonic, *,
         rule: CoolDownRule = CoolDownRule(),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.budget = self._given = budget
         self.steps_per_epoch = steps_per_epoch
         self.step = self.probes = self.left_out = 0
@@ -430,10 +426,8 @@ class LrSearch:
     def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> int | None:
         """Take the loss of a batch of the search; returns the restored state if the model was restored."""
         self._source.close(batch)
-        if self._test is None:
-            # Drawn before the search ended, but trained on since: the restored model has changed.
-            return self._restore()
-        if self._test.take(loss, lr, refused=refused):
+        # One drawn before the search ended was trained on since: the restored model has changed.
+        if self._test is None or self._test.take(loss, lr, refused=refused):
             return self._restore()
         return self._end_if_done(self._test)
 
@@ -460,9 +454,9 @@ class LrSearch:
                 f"auto_find_lr went up to {test.lr:.3g} in {test.num_steps} steps and the loss never turned up: "
                 "initial_lr is used.",
             )
-            return restored
-        self.found_lr = test.result
-        self._announcer.tell(events.LrFound, lr=test.result, num_steps=test.num_steps)
+        else:
+            self.found_lr = test.result
+            self._announcer.tell(events.LrFound, lr=test.result, num_steps=test.num_steps)
         return restored
 
     def state_dict(self) -> dict[str, Any]:

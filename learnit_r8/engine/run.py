@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from ..events.bus import Announcer
     from ..guard.monitor import Sentry
-    from ..recovery.agreement import Agreement, Ranks
+    from ..recovery.agreement import Agreement, Channel
     from ..recovery.persistence import Persistence
     from ..recovery.recovery import RecoveryController
     from ..sources.source import Source
@@ -73,19 +73,22 @@ class Trainer:
 
 
 class RankGroup(Protocol):
-    """The processes that train one model together; `run_state.share` calls `check_same_run` first."""
+    """The processes that train one model together; `run_state.share` calls `check_same_run` first.
+
+    Attributes:
+        channel: Carries their messages.
+    """
+
+    channel: Channel
 
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
         """Raise RuntimeError unless these facts about the scheduler are the same on all ranks."""
 
     def shared_clock(self, own: Callable[[], float]) -> Callable[[], float]:
-        """A clock that shows the same time on all ranks."""
+        """A clock that shows the same time on all ranks, ``now``; ``own()`` is the time on the clock of this one."""
 
     def shared_store(self, own: Any) -> Any:
         """Wrap this rank's checkpoint store in one to which only rank 0 writes."""
-
-    def agreeing(self, pace: Pace) -> Ranks:
-        """What the parts of a run ask the other ranks through; it must not refer to the run."""
 
 
 @dataclass

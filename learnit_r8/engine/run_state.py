@@ -12,8 +12,10 @@ import numpy as np
 
 from .. import events
 from .._validation import did_you_mean
+from ..events.incident import Incident
 from ..recovery.backups import SchedulerState
-from ..recovery.state import of_01c0f9e2
+from ..recovery.rate_limit import RateLimit
+from ..recovery.state import SAVED_OF_INCIDENT, Lineage, RateTrial, of_01c0f9e2
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
 from ..state.callbacks import call_load
@@ -70,31 +72,10 @@ _GENERATORS = {
     },
     "own": [ANYTHING], "order": [{}],
 }  # fmt: skip
-_INCIDENT = {
-    "step": 0, "reason": "", "num_refused": 0, "num_probes": 0, "findings": [""], "num_restored": 0, "cause": "",
-    "num_left_out": 0, "kind": "", "is_lasting": False, "held_from_start": 0.0,
-}  # fmt: skip
+_INCIDENT = {name: getattr(Incident(0, ""), name) for name in SAVED_OF_INCIDENT} | {"findings": [""]}
 _WITNESS = {"step": 0, "updates": 0, "recent": _LOSSES, "witness": [_INDICES], "losses": _LOSSES, "is_proven": False}
-_PROGRESS = {
-    "recent": _LOSSES, "reported": _LOSSES, "first": _LOSSES, "start": _MAYBE, "untrained": _MAYBE, "record": _MAYBE,
-    "peak": 0.0, "peak_at": 0, "gap": 0, "wait_until": 0, "look_wait": 0, "above_from": 0,
-}  # fmt: skip
-_LIMIT = {
-    "ceiling": _MAYBE, "failed": _MAYBE, "calm": 0, "hits": 0, "gentle_left": 0, "best": _MAYBE, "is_no_better": False,
-    "may_rise": False, "top": 0.0, "goal": _MAYBE, "is_back": False, "before_trial": 0.0, "since": 0,
-    "lowest": _MAYBE, "past": "",
-}  # fmt: skip
-_EXPLOSIONS = {"exploded_at": 0, "shares": _LOSSES, "num_new": 0, "num_calmed": 0, "gap": 0, "wait_until": 0}
-_LINEAGE = {
-    "updates": 0, "progress": _PROGRESS, "explosions": _EXPLOSIONS, "rates": _LOSSES, "since": 0, "trial": 0,
-    "is_proving": False, "failed_at": 0, "num_restores": 0, "num_older": 0, "relapses": 0, "rises": False, "gained": 0,
-    "num_lowered": 0, "level_before": _MAYBE, "healthy_at": [0],
-}  # fmt: skip
-_BYTES = np.empty(0, np.uint8)
-_TRIAL = {
-    "present": _BYTES, "own": (_BYTES,), "is_better": False, "level": 0.0, "memory": ANYTHING, "progress": _PROGRESS,
-    "updates": 0, "limit": _LIMIT, "is_dead": False,
-}  # fmt: skip
+_BYTES, _LIMIT = np.empty(0, np.uint8), RateLimit.example()
+_TRIAL = {**RateTrial.example(), "present": _BYTES, "own": (_BYTES,), "memory": ANYTHING, "limit": _LIMIT}
 _KINDS: dict[str, Any] = {
     "data.sample_ids": ("",),
     "table.numbers.part_size": (0,), "table.evidence": ANYTHING, "table.first.4": _LOSSES,
@@ -107,7 +88,7 @@ _KINDS: dict[str, Any] = {
     "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],),
     "pace.ending": (_ENDING,),
     "recovery.limit": _LIMIT, "recovery.norms.norms": _LOSSES,
-    "recovery.lineage": _LINEAGE, "recovery.refusals.outcomes": [False],
+    "recovery.lineage": Lineage.example(), "recovery.refusals.outcomes": [False],
     "recovery.incidents.kinds": [["", 0, ""]], "recovery.incidents.current": (_INCIDENT,),
     "recovery.witnesses": [_WITNESS], "recovery.early.trial": (_TRIAL,),
     "recovery.early.dead.found": [[0, 0]], "recovery.early.dead.shares": _LOSSES,
@@ -152,7 +133,7 @@ def start(run: Run) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     if callbacks.state is not None and callbacks.load is None and saver is None:
         run.announcer.warn_once("state alone", STATE_ALONE)
-    tell_loaded(run)
+    run.persistence.tell_loaded()
     if saver is not None and callbacks.save is None:
         if callbacks.load is None and run.pace.step:
             run.announcer.warn_once("no model", NO_MODEL.format(run.pace.step))
@@ -195,8 +176,9 @@ def share(run: Run, group: RankGroup, resume: str | os.PathLike[str] | None = No
             "global_step": run.pace.step,
         }
     )
-    run.pace.use_clock(group.shared_clock(run.pace.clock))
-    run.agreement.join(group.agreeing(run.pace))
+    pace = run.pace
+    pace.use_clock(group.shared_clock(pace.clock))
+    run.agreement.join(group.channel, pace.clock, lambda: pace.is_stopped)
     run.requests.share()
     if saver is not None:
         saver.share(group.shared_store(saver.store))
@@ -329,14 +311,6 @@ def settled_state_of(run: Run) -> dict[str, Any]:
     return whole_state_of(run)
 
 
-def save_as_asked(run: Run) -> None:
-    """Write a checkpoint on request."""
-    # One of this step does not know yet that the run has ended.
-    has_ended = run.pace.ended_early is not None
-    run.persistence.save_as_asked(lambda: settled_state_of(run), run.pace.step, again=has_ended)
-    run.controller.note_checkpoint(run.pace.step)
-
-
 def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
     """Continue from a checkpoint, or leave the run unchanged."""
     if run.persistence.saver is not None:
@@ -363,7 +337,7 @@ def go_on_from(run: Run, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
             "seed", f"the resumed run keeps the seed of the saved one, {run.source.seed}, whatever seed= says."
         )
     if run.emitter.has_started:
-        tell_loaded(run)
+        run.persistence.tell_loaded()
 
 
 def moment_of(run: Run, call: str, model: Any = None) -> SchedulerState:
@@ -377,15 +351,6 @@ def moment_of(run: Run, call: str, model: Any = None) -> SchedulerState:
     with run.turns.take(call, run.pace.step):
         recent, position = tuple(lineage.progress.recent), position_of(run, random)
         return SchedulerState(sentry.memory, learner.trend_mark, sentry.baseline, lineage.updates, recent, position)
-
-
-def tell_loaded(run: Run) -> None:
-    """Tell listeners that a checkpoint was loaded, once the run has started."""
-    if run.persistence.saver is not None:
-        run.persistence.saver.claim()
-    # No adapter has come.
-    run.persistence.hand_over_pending()
-    run.persistence.tell_loaded()
 
 
 def load_checkpoint(run: Run, path: str | os.PathLike[str] | None) -> None:

@@ -97,14 +97,9 @@ class SignalWatch:
     """
 
     def __init__(
-        self,
-        wake: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        ask: Callable[[], None] = lambda: None,
-        asking: int | None = None,
-        count_steps: Callable[[], int] = lambda: 0,
-    ) -> None:
+        self, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic, *,
+        ask: Callable[[], None] = lambda: None, asking: int | None = None, count_steps: Callable[[], int] = lambda: 0,
+    ) -> None:  # fmt: skip
         self._wake, self._clock = wake, clock
         self.count_steps = count_steps
         self._ask, self._asking = ask, asking

@@ -76,7 +76,7 @@ class SharedProcesses(PartsOfRanks):
         super().__init__(ProcessChannel())
         self._r8 = r8
         # Asked of all, so that all raise.
-        others = np.flatnonzero(self._channel.gather(np.array([r8.run_dir is not None]))[1:, 0]) + 1
+        others = np.flatnonzero(self.channel.gather(np.array([r8.run_dir is not None]))[1:, 0]) + 1
         if len(others):
             raise ValueError(NOT_FIRST.format(", ".join(map(str, others.tolist()))))
         r8.host.share(self)
@@ -88,7 +88,7 @@ class SharedProcesses(PartsOfRanks):
 
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
         """Raise RanksDiffer unless every process has built its scheduler with the same arguments."""
-        check_same_run(facts, self._channel)
+        check_same_run(facts, self.channel)
 
     def meet(self, loss: Any) -> None:
         """Share the time and the requests, before a loss is reported.
@@ -102,14 +102,14 @@ class SharedProcesses(PartsOfRanks):
         r8, clock = self._r8, self._clock
         numbers = np.array([r8.global_step, digest_of(np.asarray(loss, np.float64)), r8.requests.wished])
         message = np.concatenate([numbers.view(np.float64), [clock.own(), *r8.requests.span]])
-        everyone = self._channel.gather(message)
+        everyone = self.channel.gather(message)
         steps, digests, wished = np.ascontiguousarray(everyone[:, :3]).view(np.int64).T.tolist()
         check_same("the step", steps, f"all processes must report the same steps, got {steps}")
         check_same(
             "the loss",
             digests,
             f"all processes must report the same loss at step {r8.global_step}, got {loss} on process "
-            f"{self._channel.rank}; compute it in the jitted step, over the whole batch",
+            f"{self.channel.rank}; compute it in the jitted step, over the whole batch",
         )
         clock.now = float(everyone[0, 3])
         r8.requests.agree(wished, everyone[:, 4:].tolist())

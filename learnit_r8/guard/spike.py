@@ -194,34 +194,6 @@ def spread(ordered: Sequence[float], middle: float) -> float:
     return 1.4826 * sorted([abs(loss - middle) for loss in ordered])[(len(ordered) - 1) // 2]
 
 
-Figures = tuple[float, float, float, float, int, int, float, float, float]
-"""What `figures_of` returns."""
-
-
-def figures_of(ordered: Sequence[float], start: float, *, wide: float, gate: float) -> Figures:
-    """The figures of usual losses from which thresholds are made.
-
-    Args:
-        ordered: The losses, lowest first.
-        start: The loss that the run began with.
-        wide: Standard deviations above the median beyond which a loss is evidence of damage.
-        gate: Least share of the progress by which it must also be higher.
-
-    Returns:
-        Median; spread about it; the same with a lower bound that excludes rounding noise (0 if all losses are equal);
-        maximum; number beyond the threshold; number of losses; and their `cut_figures`.
-    """
-    middle, highest, count = median(ordered), ordered[-1], len(ordered)
-    if ordered[0] == highest:
-        return middle, 0.0, 0.0, highest, 0, count, highest, middle, 0.0
-    near = spread(ordered, middle)
-    progress = max(0.0, start - middle)
-    deviation = max(near, LEAST_SPREAD * progress) or float(np.std(ordered))
-    deviation = max(deviation, LEAST_RELATIVE_SPREAD * abs(middle))
-    threshold = threshold_of(middle, deviation, progress, wide=wide, gate=gate)
-    return middle, near, deviation, highest, count - bisect_right(ordered, threshold), count, *cut_figures(ordered)
-
-
 def threshold_of(middle: float, deviation: float, progress: float, *, wide: float, gate: float) -> float:
     """The threshold beyond which a loss is evidence of damage."""
     distance = wide * deviation
@@ -482,31 +454,35 @@ class SpikeGuard:
             return SpikeState(evidence, (), reference, past._replace(held=past.held + 1), first), verdict
         if past.held and not (evidence or raised):
             past = past._replace(held=0)
-        figures = figures_of(sorted(losses[:known]), start, wide=self.spread, gate=self.gate)
-        reference, past = self._thresholds(figures, past)
+        reference, past = self._thresholds(sorted(losses[:known]), past)
         return SpikeState(evidence, (), reference, past, first), verdict
 
-    def _thresholds(self, figures: Figures, past: LossHistory) -> tuple[Thresholds, LossHistory]:
-        """Compute the thresholds from the figures of usual losses."""
-        middle, _, deviation, highest, above, count = figures[:6]
-        if not deviation:
+    def _thresholds(self, ordered: Sequence[float], past: LossHistory) -> tuple[Thresholds, LossHistory]:
+        """Compute the thresholds from the usual losses, lowest first."""
+        middle, highest, count = median(ordered), ordered[-1], len(ordered)
+        if ordered[0] == highest:
             # Losses that have never changed cannot show how large a harmful change is.
             return UNARMED, past
         progress = max(0.0, past.start - middle)
+        # With lower bounds that exclude rounding noise.
+        deviation = max(spread(ordered, middle), LEAST_SPREAD * progress) or float(np.std(ordered))
+        deviation = max(deviation, LEAST_RELATIVE_SPREAD * abs(middle))
+        threshold = threshold_of(middle, deviation, progress, wide=self.spread, gate=self.gate)
+        above = count - bisect_right(ordered, threshold)
         usual = past.share + (above / count - past.share) / MEMORY_OF_SHARE
         share = max(share_at_most(above, count), usual)
         far = self.far * max(highest - middle, progress)
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
         up, down = weights_of_evidence(share)
-        blocks, (cut, mean, block_deviation) = UNKNOWN, figures[6:]
+        blocks = UNKNOWN
         if progress >= CLEAR_PROGRESS * deviation:
-            least = LEAST_SHARE * progress
+            (cut, mean, block_deviation), least = cut_figures(ordered), LEAST_SHARE * progress
             # With a lower limit, no clipped block could ever exceed `least`.
             blocks = BlockStatistics(max(cut, mean + 2 * least), mean, block_deviation, mean + least)
         thresholds = Thresholds(
-            threshold_of(middle, deviation, progress, wide=self.spread, gate=self.gate),
-            risen_threshold=middle + max(self.spread * deviation, progress), lr_limit=RISEN * sum(lrs) / len(lrs),
-            far=middle + far, absurd=middle + max(ABSURD * far, ABSURD * abs(middle)), up=up, down=down,
+            threshold, risen_threshold=middle + max(self.spread * deviation, progress),
+            lr_limit=RISEN * sum(lrs) / len(lrs), far=middle + far,
+            absurd=middle + max(ABSURD * far, ABSURD * abs(middle)), up=up, down=down,
             alarm=self.alarm if share < RARE else self.alarm * 4 / 3,
             level=middle if past.is_positive else math.nan, blocks=blocks,
         )  # fmt: skip

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ..engine.feed.batch_size import MOST_KEPT_BYTES, bytes_of
+from ..engine.feed.batch_size import MOST_KEPT_BYTES
 from ..state.callbacks import Repeat
+from ..state.tree import size_of
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
@@ -151,7 +152,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
         """Keep the batch in hand where weights may be tested with it."""
         r8, ticket, witnesses = self._prefetch.r8, self._ticket, self._witnesses
         assert ticket is not None
-        if batch is None or not r8.controller.wants_witness or bytes_of(batch) > MOST_KEPT_BYTES:
+        if batch is None or not r8.controller.wants_witness or size_of(batch) > MOST_KEPT_BYTES:
             return
         witnesses[ticket.indices.tobytes()] = batch
         if len(witnesses) > MOST_WITNESSES:

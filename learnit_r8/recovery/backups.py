@@ -313,23 +313,22 @@ class RamBackup:
         backup = Backup(step, updates, draws, self.copy(state), moment, recent, is_resumed=is_resumed)
         # If nothing was trained on since the last one, that says nothing that this one does not.
         says_nothing = len(self.backups) > 1 and not self.backups[-1].witness
-        self._keep([*self.backups[: -1 if says_nothing else None], backup])
+        backups = [*self.backups[: -1 if says_nothing else None], backup]
+        # Without those whose neighbours are closest to each other, for their age; the first and the newest stay always.
+        while len(backups) > self.most:
+            taken = [each.updates for each in backups]
+            gaps = [(taken[n + 1] - taken[n - 1]) / (taken[-1] - taken[n - 1] + 1) for n in range(1, len(taken) - 1)]
+            del backups[1 + min(range(len(gaps[:-1] or gaps)), key=gaps.__getitem__)]
+        self.keep(backups)
         return backup
 
-    def _keep(self, backups: list[Backup]) -> None:
-        """Store these but for those whose neighbours are closest to each other, for their age; the first and the newest
-        always.
-        """
-        while len(backups) > self.most:
-            updates = [backup.updates for backup in backups]
-            now = updates[-1]
-            gaps = [(updates[n + 1] - updates[n - 1]) / (now - updates[n - 1] + 1) for n in range(1, len(updates) - 1)]
-            del backups[1 + min(range(len(gaps[:-1] or gaps)), key=gaps.__getitem__)]
+    def keep(self, backups: list[Backup]) -> None:
+        """Store these alone, and reuse the memory of all others."""
         # At once, so that an interrupt leaves all of it undone, or nothing.
         before, self.backups = self.backups, backups
-        for backup in before:
-            if backup not in backups:
-                self.recycle(backup)
+        for each in before:
+            if each not in backups:
+                self.recycle(each)
 
     def recycle(self, backup: Backup) -> None:
         """Reuse the memory of a state that is no longer stored."""
@@ -342,9 +341,7 @@ class RamBackup:
 
     def forget_after(self, updates: int) -> None:
         """Forget the states whose weights had taken more updates: they come from weights that were abandoned."""
-        for backup in [each for each in self.backups if each.updates > updates]:
-            self.backups.remove(backup)
-            self.recycle(backup)
+        self.keep([each for each in self.backups if each.updates <= updates])
 
     def clear(self) -> None:
         """Forget all states."""

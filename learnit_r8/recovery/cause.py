@@ -102,8 +102,3 @@ def sentence_of(finding: Finding, step: int, samples: Sequence[str]) -> str:
     text = "; ".join([text, *finding.rest])
     doubt = UNSEEN if finding.kind == UNKNOWN else "" if finding.is_certain else "probably "
     return f"step {step:,}: {doubt}{text}"
-
-
-def to_plain(finding: Finding) -> dict[str, Any]:
-    """A finding as plain values."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in finding._asdict().items()}

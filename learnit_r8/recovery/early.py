@@ -103,7 +103,7 @@ class FirstSteps:
 
     def __init__(
         self, state: RecoveryState, live: LiveModel, experiment: ExperimentRun, witnesses: Witnesses, sentry: Sentry
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state, self._live, self._experiment, self._witnesses, self._sentry = (
             state, live, experiment, witnesses, sentry,
         )  # fmt: skip

@@ -409,10 +409,7 @@ def _draw(case: Case, witness: Backup, put: Callable[[], bool] = lambda: True) -
 
 def _is_healthy(case: Case, model: LiveModel, backup: Backup) -> Generator[Backup, float, bool]:
     """Whether a backup repeats its own record, and is no worse than an older proven one was."""
-
-    def put() -> bool:
-        return model.put(backup)
-
+    put = functools.partial(model.put, backup)
     loss = backup.replayed = yield from _draw(case, backup, put)
     record, tolerance = case.record(backup), case.tolerance(backup, is_own=True)
     near = SAME * max(abs(record), backup.spread) + 1e-12

@@ -189,15 +189,12 @@ class LiveModel:
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
-        if self.persistence.callbacks.state is None or self.damage():
+        get, persistence = self.persistence.callbacks.state, self.persistence
+        if get is None or self.damage():
             return False
-        shortage = ""
         try:
-            self.present = self.persistence.backup.copy(self.persistence.callbacks.state())
+            self.present = persistence.agreement.copied("the weights", lambda: persistence.backup.copy(get()))
         except MemoryError:
-            shortage = "no memory"
-        if self.persistence.agreement.agree(shortage):
-            self.present = None
             self.announcer.warn_once(
                 "no present",
                 "there was no memory to set the present weights aside: if no backup proves better, they are lost.",
@@ -298,16 +295,15 @@ class LiveModel:
         get, persistence = self.persistence.callbacks.state, self.persistence
         if get is None or persistence.callbacks.load is None or self.of_trial is not None:
             return
-        shortage, of_trial = "", None
+        shown = state if isinstance(state, Backup) else None
         try:
-            of_trial = clone(get())
-            state = state if isinstance(state, Backup) else clone(self._formed(state))
+            of_trial, copy = persistence.agreement.copied(
+                "the weights", lambda: (clone(get()), None if shown else clone(self._formed(state)))
+            )
         except MemoryError:
-            shortage = "no memory"
-        if self.persistence.agreement.agree(shortage):
             return
         self.of_trial, before = of_trial, (self.current, self.put_step)
-        is_put = self.put(state) if isinstance(state, Backup) else self._load(state, self.step)
+        is_put = self._load(copy, self.step) if shown is None else self.put(shown)
         # What is shown is not under test.
         self.current, self.put_step = before
         if not is_put:
@@ -324,9 +320,7 @@ class LiveModel:
         self.present, self.current, self.of_trial = None, None, None
 
 
-def repair(
-    state: Any, backup: Any, meant: Collection[str] = (), ruined: Collection[str] = ()
-) -> tuple[Any, list[str]]:  # fmt: skip
+def repair(state: Any, backup: Any, meant: Collection[str] = (), ruined: Collection[str] = ()) -> tuple[Any, list[str]]:
     """Replace the arrays of a state that are not finite by those of a backup.
 
     Args:
@@ -465,8 +459,7 @@ class Witnesses:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)
         self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
-        backup.is_proven = True
-        self.begin_trust()
+        backup.is_proven, self._calm_run = True, 0
 
     def begin_trust(self) -> None:
         """Count calm losses from here on."""
@@ -476,13 +469,10 @@ class Witnesses:
         """Take the losses of the last replays as records; forget all other records."""
         kept = list(replayed)
         self.forget_checkpoints()
-        for each in list(self._backup.backups):
-            if each in kept:
-                each.begin_anew(each.replayed)
-                each.moment = None
-            else:
-                self._backup.backups.remove(each)
-                self._backup.recycle(each)
+        self._backup.keep([each for each in self._backup.backups if each in kept])
+        for each in self._backup.backups:
+            each.begin_anew(each.replayed)
+            each.moment = None
 
     def forget_records(self) -> None:
         """Forget what losses say about all states, as they mean something else from here on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -120,14 +121,12 @@ class BackupTimer:
         first = self.backup.earlier
         if get is None or first is None:
             return
-        shortage, self.backup.earlier = "", None
-        try:
-            # What no file can hold is that of the live state.
-            first.state = None if first.state is None else self.backup.copy(tree.fill(first.state, get()))
-        except MemoryError:
-            shortage = "no memory"
+        self.backup.earlier, saved = None, first.state
         # On all ranks, which must watch the first steps alike.
-        if not self._agreement.agree(shortage):
+        with contextlib.suppress(MemoryError):
+            if saved is not None:
+                # What no file can hold is that of the live state.
+                first.state = self._agreement.copied("the weights", lambda: self.backup.copy(tree.fill(saved, get())))
             self.backup.backups.insert(0, first)
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
@@ -439,7 +438,7 @@ class Persistence:
                 # Before it is written, as an interrupted call that has written it does not write it again.
                 saved(step)
                 how = {"in_background": not run_ended, "is_again": run_ended and saver.has_saved(step)}
-                saver.attempt(lambda: self._write(self._agreed(get_state), **how), step)
+                saver.attempt(lambda: self._write(get_state, **how), step)
                 if run_ended and saver.has_saved(step):
                     self.forget_generations()
         except Exception:
@@ -497,30 +496,16 @@ class Persistence:
             raise RuntimeError(
                 f"checkpoint_dir or save_callback must be given to save checkpoints, got {self.store!r} and None."
             )
-        saved = self.saver.write(lambda: self._write(state), step)
+        saved = self.saver.write(lambda: self._write(lambda: state), step)
         assert saved is not None
         return saved
 
-    def _agreed(self, get_state: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The scheduler's state; where a rank has no memory for it, no rank begins to write.
-
-        Raises:
-            MemoryError: there is none on some rank.
-        """
-        state, shortage = None, ""
-        try:
-            state = get_state()
-        except MemoryError as error:
-            shortage = str(error) or "there is no memory for a copy of the scheduler's state"
-        shortage = self.agreement.agree(shortage)
-        if state is None or shortage:
-            raise MemoryError(shortage)
-        return state
-
     def _write(
-        self, state: dict[str, Any], *, in_background: bool = False, is_again: bool = False
-    ) -> Checkpoint | BackgroundWrite:  # fmt: skip
+        self, get_state: Callable[[], dict[str, Any]], *, in_background: bool = False, is_again: bool = False
+    ) -> Checkpoint | BackgroundWrite:
         assert self.store is not None
+        # Where a rank has no memory for it, no rank begins to write.
+        state = self.agreement.copied("the scheduler's state", get_state)
         write_model = None
         save = self.callbacks.save
         if save is not None:
@@ -548,13 +533,11 @@ class Persistence:
         if self.saver is None:
             self._announcer.note_once("no folder", "no checkpoint was saved: neither checkpoint_dir nor save_callback.")
         elif again or not self.saver.has_saved(step):
-            self.saver.attempt(lambda: self._write(self._agreed(get_state)), step)
+            self.saver.attempt(lambda: self._write(get_state), step)
         if self.saver is not None and self.saver.has_saved(step):
             self.forget_generations()
 
-    def _write_generation(
-        self, generations: Generations, get_state: Callable[[], dict[str, Any]], step: int
-    ) -> None:  # fmt: skip
+    def _write_generation(self, generations: Generations, get_state: Callable[[], dict[str, Any]], step: int) -> None:
         """Write the newest backup, which belongs to this step, with the scheduler's state to shared memory."""
         backup, newest = self.backup, self.backup.newest
         if self.store is None or newest is None or not generations.is_ready:
@@ -663,7 +646,10 @@ class Persistence:
             call_load(load, source, from_ram=not is_file, is_resume=True)
 
     def tell_loaded(self) -> None:
-        """Tell listeners that a checkpoint was loaded, once the run has started."""
+        """Tell listeners that a checkpoint was loaded, once the run has started; its model waits for no adapter now."""
+        if self.saver is not None:
+            self.saver.claim()
+        self.hand_over_pending()
         checkpoint, self._loaded, config = self._loaded, None, self.config
         if checkpoint is not None:
             self._announcer.tell(

@@ -129,14 +129,14 @@ class Progress(SavedFields):
         self.wait_until, self.look_wait = updates + self.gap, LOOK_EVERY * self.gap
         self.above_from = updates + LOOK_EVERY * self.gap // 2
 
-    def note_record(self, record: float) -> None:
-        """Keep the loss of the untrained model, unless it is NaN, as a run that is resumed has no such state."""
-        if math.isfinite(record):
-            self.record = record
+    def note_record(self, first: Backup | None) -> None:
+        """Keep the loss of the untrained model; a run that is resumed has no such state."""
+        if first is not None and math.isfinite(first.record):
+            self.record = first.record
 
-    def find_start(self, record: float) -> None:
-        """Find the level that the run begins with, once enough losses are known; ``record`` as for `note_record`."""
-        self.note_record(record)
+    def find_start(self, first: Backup | None) -> None:
+        """Find the level that the run begins with, once enough losses are known; ``first`` as for `note_record`."""
+        self.note_record(first)
         if len(self.recent) >= FIRST:
             # Where the record is unknown, so is the loss of the untrained model.
             self.start = float(np.fmax(self.record, np.median(self.recent)))

@@ -79,7 +79,15 @@ class Quarantine:
             # A batch may hold a sample twice.
             samples = sorted(set(accused))
         else:
-            samples = self._not_cleared(members)
+            # Those that no good batch has cleared; all of them if there are none.
+            was_good = self._storage.records.take(members)["usage_count"] > 0
+            pairs = zip(members.tolist(), was_good.tolist(), strict=True)
+            samples = [each for each, good in pairs if not good or each in self._suspects]
+            if not samples:
+                samples = members.tolist()
+                # Otherwise the good ones are not counted either.
+                self._num_clean += self.is_watching
+                self._num_clean_refused += self.is_watching
         # A batch that was drawn before may hold samples that are in quarantine by now.
         known = set(self._storage.exclusions.quarantined.tolist())
         samples = [sample for sample in samples if sample not in known]
@@ -98,20 +106,6 @@ class Quarantine:
             alone = samples if len(samples) == 1 else []
             bad = [each for each in alone if rate ** self._suspects.get(each, 0) * others < MOST_CHANCE]
         self._convict(bad)
-
-    def _not_cleared(self, members: NDArray[np.int64]) -> list[int]:
-        """The samples of a refused batch that no good batch has cleared; all of them if there are none."""
-        was_good = self._storage.records.take(members)["usage_count"] > 0
-        suspects = [
-            int(each) for each, good in zip(members, was_good, strict=True) if not good or each in self._suspects
-        ]
-        if suspects:
-            return suspects
-        if self.is_watching:
-            # Otherwise the good ones are not counted either.
-            self._num_clean += 1
-            self._num_clean_refused += 1
-        return [int(each) for each in members]
 
     def cleared(self, indices: NDArray[np.int64]) -> None:
         """Note that a batch with these samples, int64[B], was good, which clears them."""

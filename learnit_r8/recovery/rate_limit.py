@@ -111,7 +111,7 @@ class RateLimit(SavedFields):
 
     def lower(
         self, rate: float, *, by: float, least: float = 0.0, goal: float = -math.inf, step: int = 0, hits: int = 0
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Set the ceiling below a rate at which a healthy state was damaged.
 
         Args:

@@ -27,11 +27,12 @@ from ..events.codec import from_fields, strict_json
 from ..events.incident import Incident, begun_by
 from ..events.threaded_listener import ThreadedListener
 from ..events.versions import versions
+from ..guard.monitor import plain
 from ..state import codec, durable_io
 from ..state.durable_io import make_own_folder, read_json, remove
 from ..state.kinds import ANYTHING, check_kinds
 from ..state.tree import leave_out, pack, size_of, unpack
-from .cause import UNKNOWN, Finding, Refusal, sentence_of, to_plain
+from .cause import UNKNOWN, Finding, Refusal, sentence_of
 
 if TYPE_CHECKING:
     from ..events.bus import Announcer
@@ -385,13 +386,10 @@ class FlightRecorder(ThreadedListener):
         """Add an event to the record; return whether that changed it."""
         if isinstance(event, events.RunEnded):
             return False
-        if self._open is None:
-            if not isinstance(event, Noted) and begun_by(event) is None:
-                # What comes after an incident, such as the rate on its schedule again; or a measurement.
-                return False
-            self._begin(event)
-        record = self._open
-        assert record is not None
+        if self._open is None and not isinstance(event, Noted) and begun_by(event) is None:
+            # What comes after an incident, such as the rate on its schedule again; or a measurement.
+            return False
+        record = self._begin(event) if self._open is None else self._open
         record["last_step"] = event.step
         if isinstance(event, Noted):
             self._fold_refusal(record, event)
@@ -408,20 +406,21 @@ class FlightRecorder(ThreadedListener):
             record["state"], record["diagnosis"] = "gave up", event.text
         return True
 
-    def _begin(self, event: events.Event) -> None:
+    def _begin(self, event: events.Event) -> dict[str, Any]:
         self._number = max(numbers_in(self.folder.parent), default=0) + 1
         self._is_new = True
-        self._open = {
+        self._open = record = {
             "kind": KIND, "format": FORMAT, "number": self._number, "run": self._run, "step": event.step,
             "last_step": event.step, "seconds": event.seconds, "state": "open", "diagnosis": "", "cause": "",
             "finding": None, "record": self.record, "num_refused": 0, "refusals": [], "num_events": 0, "timeline": [],
             "files": {}, "left_out": {}, "versions": versions(), "rank": launcher.rank_of(),
             "num_ranks": launcher.num_ranks_of(),
         }  # fmt: skip
+        return record
 
     def _fold_refusal(self, record: dict[str, Any], noted: Noted) -> None:
         record["num_refused"] += 1
-        finding = None if noted.finding is None else to_plain(noted.finding)
+        finding = None if noted.finding is None else plain(noted.finding)
         if len(record["refusals"]) < MOST_REFUSALS:
             record["refusals"].append({**noted.facts, "cause": noted.cause, "finding": finding})
         is_better = finding is not None and finding["is_certain"] and not (record["finding"] or {}).get("is_certain")
@@ -495,7 +494,7 @@ class CauseSearch:
 
     Args:
         persistence: Holds the callbacks, of which the adapter's `examine` looks, and the backups.
-        announcer: Tells what was found.
+        announcer: Knows how long the run has trained.
         storage: That of the table; names the samples.
         sentry: Says what the guard saw.
         recorder: Writes the records; None for none.
@@ -509,13 +508,12 @@ class CauseSearch:
         self._sentry, self._recorder = sentry, recorder
         self._looks: Counter[str] = Counter()
         self._seconds = 0.0
-        self._found: dict[str, Any] | None = None
 
     def look(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, recent: Sequence[float],
         samples: Sequence[int], is_finite: bool, lr: float,
-    ) -> str:  # fmt: skip
-        """Look for the cause of a refusal and note it; returns the sentence, "" if nobody has looked. `tell` tells it.
+    ) -> dict[str, Any]:  # fmt: skip
+        """Look for the cause of a refusal and note it; returns what `CauseFound` says of it, empty if nobody looked.
 
         Args:
             ticket: The batch.
@@ -527,7 +525,7 @@ class CauseSearch:
             is_finite: Whether it was refused for its height alone.
             lr: The rate as the user knows it; NaN if that is not known.
         """
-        usual, text = float(np.median(recent)) if len(recent) else math.nan, ""
+        usual, found = float(np.median(recent)) if len(recent) else math.nan, dict[str, Any]()
         known = reversed(self._persistence.backup.backups)
         backups = [(each.step, each.state) for each in known if each.state is not None]
         kind = verdict.value
@@ -538,10 +536,9 @@ class CauseSearch:
         if finding is not None:
             blamed = list(finding.samples) or [indices[row] for row in finding.rows if row < len(indices)]
             names = [f"{each}" if name_of(each) == each else f"{each} ({name_of(each)!r})" for each in blamed[:1000]]
-            text = sentence_of(finding, step, names)
-            self._found = {
-                "text": text, "fault": finding.kind, "where": finding.where, "samples": tuple(blamed),
-                "is_certain": finding.is_certain,
+            found = {
+                "text": sentence_of(finding, step, names), "fault": finding.kind, "where": finding.where,
+                "samples": tuple(blamed), "is_certain": finding.is_certain,
             }  # fmt: skip
         recorder, collect = self._recorder, self._persistence.callbacks.in_hand
         if recorder is not None and recorder.is_writing:
@@ -550,17 +547,12 @@ class CauseSearch:
                 "samples": indices[:4096], "names": [str(name_of(each)) for each in indices[:256]],
                 "not_finite": list(samples)[:256], "losses_before": list(recent)[-MOST_BEFORE:],
                 "guard": self._thresholds(), "suspicion": self._sentry.suspicion,
-                "highest_grad_norm": self._sentry.state_dict()["norms"]["highest"],
+                "highest_grad_norm": self._sentry.present.highest_norm,
             }  # fmt: skip
             parts = {} if recorder.record == "names" or collect is None else collect()
-            recorder.note(step, self._announcer.where()[1], facts=facts, finding=finding, cause=text, parts=parts)
-        return text
-
-    def tell(self) -> None:
-        """Tell what was found since it was told last."""
-        found, self._found = self._found, None
-        if found is not None:
-            self._announcer.tell(events.CauseFound, **found)
+            text, seconds = found.get("text", ""), self._announcer.where()[1]
+            recorder.note(step, seconds, facts=facts, finding=finding, cause=text, parts=parts)
+        return found
 
     def _find(self, refusal: Refusal, kind: str) -> Finding | None:
         """Have the adapter look, as long as that takes little of the run's time."""

@@ -299,7 +299,7 @@ class RecoveryController:
             if len(progress.first) < EARLY_UPDATES:
                 progress.first.append(loss)
             if progress.start != progress.start:
-                progress.find_start(self._untrained_record)
+                progress.find_start(self.witnesses.first)
             # Between two steps, as it may put a state back; several losses may come at once before that.
             state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
         else:
@@ -356,14 +356,13 @@ class RecoveryController:
         unit, alarm, loss = 1.0 if own_rate is None else own_rate, ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         is_finite, progress = alarm is not Alarm.NOT_FINITE, self.lineage.progress
         incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
-        cause = self._cause_search.look(
+        found = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=progress.recent, samples=samples, is_finite=is_finite,
             lr=ticket.lr * unit,
         )  # fmt: skip
         is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
-        incident = replace(
-            incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=incident.cause or cause
-        )
+        cause = incident.cause or found.get("text", "")
+        incident = replace(incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=cause)
         self._incidents.current = incident
         if not is_finite:
             self.quarantine.refused(accused_of(reading, ticket), samples)
@@ -380,7 +379,8 @@ class RecoveryController:
             events.BatchRefused, epoch=ticket.epoch, loss=loss, lr=ticket.lr * unit, next_lr=self.limit.lr(lr) * unit,
             tries=self._refusals.in_a_row, samples=samples, reason=verdict.value,
         )  # fmt: skip
-        self._cause_search.tell()
+        if found:
+            self._announcer.tell(events.CauseFound, **found)
         if sum(self._refusals.outcomes) > BROKEN:
             suspects = self.quarantine.suspects
             named = f" Suspected: {self.quarantine.named(suspects)}." if suspects else ""
@@ -552,9 +552,7 @@ class RecoveryController:
 
     # Experiments.
 
-    def _experiment_on(
-        self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False
-    ) -> None:  # fmt: skip
+    def _experiment_on(self, alarm: Alarm, level: float, *, best: Backup | None = None, is_again: bool = False) -> None:
         """Begin an experiment; for the arguments see `Case`."""
         known, lineage, callbacks = self.witnesses.known(), self.lineage, self._persistence.callbacks
         progress, repeat = lineage.progress, callbacks.repeat
@@ -849,12 +847,6 @@ class RecoveryController:
         incidents = self._incidents.summary(is_over=is_over)
         return "".join([*(f"; {part}" for part in parts), *(f"\n  {line}" for line in incidents)])
 
-    @property
-    def _untrained_record(self) -> float:
-        """The loss of the untrained model; NaN where it is unknown, as in a run that was resumed."""
-        first = self.witnesses.first
-        return math.nan if first is None or first.updates else first.record
-
     def state_dict(self, *, has_models: bool = False, has_batches: bool = True) -> dict[str, Any]:
         """Return what outlives the process: the state, and the witnesses of checkpoints.
 
@@ -862,7 +854,7 @@ class RecoveryController:
             has_models: Whether states of the model that are kept aside are part of it, as a run needs to go on.
             has_batches: Whether batches are, as indices.
         """
-        self.lineage.progress.note_record(self._untrained_record)
+        self.lineage.progress.note_record(self.witnesses.first)
         return {
             **self.state.state_dict(),
             "early": self.early.state_dict(has_models=has_models, has_batches=has_batches),

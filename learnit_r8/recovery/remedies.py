@@ -84,7 +84,7 @@ class Remedies:
 
     def __init__(
         self, state: RecoveryState, live: LiveModel, witnesses: Witnesses, sentry: Sentry, table: SampleTable
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._state, self._live, self._witnesses, self._sentry, self._table = state, live, witnesses, sentry, table
         self._announcer = live.announcer
 
@@ -196,14 +196,13 @@ class Remedies:
             if is_rate:
                 why = "the updates are probably too large from the start on, as the losses rose"
             lineage.level_before = backup.usual
-            rate = max(lineage.rates) if lineage.rates else lr
-            least = 0.0 if is_early else LOWEST_SHARE * lr
             lineage.num_lowered += 1
-            usual = DIVISOR if lineage.num_lowered <= 2 else LASTING_DIVISOR
-            # In the first steps there is hardly a level to wait for.
-            goal = -math.inf if is_early else backup.usual
-            by = EARLY_DIVISOR if is_early else usual
-            self._state.lower_rate(rate, by=by, least=least, goal=goal, step=step, reason=alarm.value)
+            by = DIVISOR if lineage.num_lowered <= 2 else LASTING_DIVISOR
+            how = {"by": by, "least": LOWEST_SHARE * lr, "goal": backup.usual}
+            if is_early:
+                # In the first steps there is hardly a level to wait for.
+                how = {"by": EARLY_DIVISOR}
+            self._state.lower_rate(max(lineage.rates, default=lr), step=step, reason=alarm.value, **how)
             if is_early:
                 self._state.incidents.change(held_from_start=limit.ceiling)
         elif not is_early:
@@ -283,10 +282,9 @@ class Remedies:
             why = CALMED.format(norms.text)
             self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
             return
-        rate = max(lineage.rates) if lineage.rates else lr
-        level = lineage.progress.level
         self._state.lower_rate(
-            rate, by=DIVISOR, least=CALM_SHARE * lr, goal=level, step=step, hits=CALM_HITS, reason="explosions"
+            max(lineage.rates, default=lr), by=DIVISOR, least=CALM_SHARE * lr, goal=lineage.progress.level, step=step,
+            hits=CALM_HITS, reason="explosions",
         )  # fmt: skip
         text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
         self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")

@@ -23,10 +23,25 @@ class SavedFields:
     def _saved(cls) -> list[Field[Any]]:
         return [each for each in fields(cls) if each.metadata != NOT_SAVED]
 
+    @classmethod
+    def example(cls) -> dict[str, Any]:
+        """What `state_dict` returns, as an example for `state.kinds.check_kinds`."""
+        found: dict[str, Any] = {}
+        for each in cls._saved():
+            start = _start_of(each)
+            if isinstance(start, SavedFields):
+                found[each.name] = start.example()
+            elif isinstance(start, (list, deque)):
+                found[each.name] = [0] if each.type == "deque[int]" else [0.0]
+            else:
+                # What is no number at the start may be none later, too.
+                found[each.name] = (0.0,) if _plain(start) is None else start
+        return found
+
     def forget(self) -> None:
         """Set every field that is saved to its value of the start."""
         for each in self._saved():
-            setattr(self, each.name, each.default if each.default_factory is MISSING else each.default_factory())
+            setattr(self, each.name, _start_of(each))
 
     def state_dict(self) -> dict[str, Any]:
         """The fields as plain values: those of this kind as dicts; a float that is not finite as None."""
@@ -43,6 +58,10 @@ class SavedFields:
                     setattr(self, each.name, each.default)
                 else:
                     setattr(self, each.name, _formed(value, own))
+
+
+def _start_of(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
 
 
 def _plain(value: Any) -> Any:

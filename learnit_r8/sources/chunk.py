@@ -97,20 +97,10 @@ class Chunk:
     tokens = 0
 
     def __init__(
-        self,
-        members: NDArray[np.int64],
-        table: SampleTable,
-        *,
-        sizes: NDArray[np.int64],
-        expected: list[float],
-        typical: float = math.nan,
-        pass_number: int,
-        sweep: int,
-        fill: int = 0,
-        weights: NDArray[np.float32] | None = None,
-        planned: Planned | None = None,
-        records: NDArray[Any] | None = None,
-    ) -> None:
+        self, members: NDArray[np.int64], table: SampleTable, *, sizes: NDArray[np.int64], expected: list[float],
+        typical: float = math.nan, pass_number: int, sweep: int, fill: int = 0,
+        weights: NDArray[np.float32] | None = None, planned: Planned | None = None, records: NDArray[Any] | None = None,
+    ) -> None:  # fmt: skip
         self.members = members
         # The last batch is filled up with the first samples, repeatedly if necessary.
         self.handed = np.resize(members, len(members) + fill)
@@ -191,9 +181,20 @@ class Chunk:
             reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
         if self.weights is not None and (self.weights != 1).any():
             self.table.storage.note_weights()
-        means, part_sizes, counts = self._parts(reports, sizes)
-        if counts is not None:
+        # None where each part is one sample.
+        part_sizes: NDArray[np.int64] | None = None
+        part_size = self.table.storage.part_size
+        if self.table.storage.batch_size == 1 or not part_size:
+            means = np.array(reports)
+            part_sizes = sizes if self.table.storage.batch_size > 1 else None
+        else:
+            counts = -(-sizes // part_size)
+            # The report of a filled-up batch also covers the filling, which comes last.
+            means = np.concatenate([parts[:count] for parts, count in zip(reports, counts.tolist(), strict=True)])
             trends = np.repeat(trends, counts)
+            if part_size != EXACT:
+                part_sizes = np.full(len(means), part_size)
+                part_sizes[np.cumsum(counts) - 1] = sizes - (counts - 1) * part_size
         places = np.flatnonzero(reported)
         self.table.learner.learn(
             members,
@@ -216,24 +217,6 @@ class Chunk:
         # What only fills a batch up comes last.
         rows = [each[:, : len(some)] for some, (_, each) in zip(members, known, strict=True)]
         return np.concatenate(members), joined(rows)
-
-    def _parts(
-        self, reports: list[Any], sizes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.int64] | None]:
-        """Reported means of all parts, samples in each (None if one each), and parts per batch (None if one each)."""
-        part_size = self.table.storage.part_size
-        if self.table.storage.batch_size == 1:
-            return np.array(reports), None, None
-        if not part_size:
-            return np.array(reports), sizes, None
-        counts = -(-sizes // part_size)
-        # The report of a filled-up batch also covers the filling, which comes last.
-        means = np.concatenate([means[:count] for means, count in zip(reports, counts.tolist(), strict=True)])
-        if part_size == EXACT:
-            return means, None, counts
-        part_sizes = np.full(len(means), part_size)
-        part_sizes[np.cumsum(counts) - 1] = sizes - (counts - 1) * part_size
-        return means, part_sizes, counts
 
     def state_dict(self) -> dict[str, Any]:
         """Everything except the table, which has learned all reports or is about to."""

@@ -58,14 +58,9 @@ class PlannedBatches:
     )
 
     def __init__(
-        self,
-        table: SampleTable,
-        *,
-        policy: Policy,
-        seed: int = 0,
-        last_batch: str = "short",
+        self, table: SampleTable, *, policy: Policy, seed: int = 0, last_batch: str = "short",
         buckets: Buckets | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         size, batch = table.num_samples, table.batch_size
         check_choice("last_batch", last_batch, LAST_BATCH)
         if last_batch == "drop" and size < batch:
@@ -276,7 +271,7 @@ class PlannedBatches:
         # Nobody expects anything of its loss.
         chunk = Chunk(
             witness, self.table, sizes=np.array([len(witness)]), expected=[math.nan], pass_number=-1, sweep=-1
-        )  # fmt: skip
+        )
         chunk.drawn, chunk.is_probe, chunk.is_late = 1, True, True
         self._open.append(chunk)
         return chunk.batch(0)

@@ -145,38 +145,36 @@ class Draft:
         candidates = self._candidates(indices, self._storage.records.take(indices))
         return indices[self._arranged(candidates, self._storage.batch_size)[:count]]
 
-    def chunk(
-        self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator | None = None
-    ) -> Chunk:
+    def chunk(self, samples: Weighted, *, sweep: int, fill: bool, watch_rng: np.random.Generator) -> Chunk:
         """A chunk of the batches that the policy arranges from some samples.
 
         Args:
             samples: The samples and their weights.
             sweep: Number of their sweep.
             fill: Whether to fill up the last batch.
-            watch_rng: Shuffles watched samples, to spread them over the batches; None if there are none.
+            watch_rng: Shuffles watched samples, to spread them over the batches.
         """
         batch_size, indices = self._storage.batch_size, samples[0]
         records = self._storage.records.gather(indices)
         candidates = self._candidates(indices, records)
         order = self._arranged(candidates, batch_size)
-        if watch_rng is not None:
-            watched = holds(self._storage.exclusions.watched, indices[order])
-            order = spread_evenly(order, watched, batch_size, watch_rng)
+        watched = self._storage.exclusions.watched
+        if len(watched):
+            order = spread_evenly(order, holds(watched, indices[order]), batch_size, watch_rng)
         missing = -len(indices) % batch_size
         sizes = np.full(-(-len(indices) // batch_size), batch_size)
         sizes[-1] -= missing
         return self._chunk(samples, records, candidates.loss, order, sizes, sweep, fill=missing if fill else 0)
 
     def chunk_of_batches(
-        self, batches: list[NDArray[np.int64]], places: list[int], full: list[int], *, sweep: int
+        self, batches: list[NDArray[np.int64]], places: list[int], size_in: Callable[[int], int], *, sweep: int
     ) -> Chunk:
         """A chunk of batches of different sizes; the policy arranges the samples among those of one place.
 
         Args:
             batches: int64[B] each, in drawing order.
             places: For each, a number; batches of one number may exchange samples.
-            full: For each, the samples of a full batch of its place.
+            size_in: Returns the samples of a full batch of a place.
             sweep: Number of their sweep.
         """
         sizes, numbers = np.array([len(each) for each in batches]), np.array(places)
@@ -185,7 +183,7 @@ class Draft:
         of, order = np.repeat(numbers, sizes), np.arange(len(indices))
         for place in dict.fromkeys(places):
             own = np.flatnonzero(of == place)
-            size = full[places.index(place)]
+            size = size_in(place)
             arranged = self._arranged(self._candidates(indices[own], reordered(records, own)), size)
             if (sizes[numbers == place][:-1] != size).any():
                 # Some batches have lost samples, so that an order of full ones fits them no better than any.
@@ -472,13 +470,9 @@ class Planner:
             batches = [
                 each if len(each) else buckets.other(place, gone) for each, place in zip(batches, places, strict=True)
             ]
-        return draft.chunk_of_batches(
-            batches, places, [buckets.size_in(place) for place in places], sweep=self.num_sweeps
-        )
+        return draft.chunk_of_batches(batches, places, buckets.size_in, sweep=self.num_sweeps)
 
-    def _watch_rng(self) -> np.random.Generator | None:
-        if not len(self._storage.exclusions.watched):
-            return None
+    def _watch_rng(self) -> np.random.Generator:
         return self._generator(_WATCHED, self.num_sweeps, self._sweep.rank)
 
     def _next_selected_chunk(self, policy: Policy, context: Context, room: int) -> Chunk:

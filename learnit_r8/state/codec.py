@@ -215,7 +215,7 @@ def read_tree(file: IO[bytes]) -> dict[str, Any]:
         ValueError: it cannot be read.
     """
     header = _read_header(file, file.seek(0, io.SEEK_END))
-    return _dict_of(_parse(header.metadata["tree"]))
+    return _parse(header.metadata["tree"])
 
 
 class _Header(NamedTuple):
@@ -242,7 +242,7 @@ def _read_header(file: IO[bytes], size: int) -> _Header:
         )
     if not is_possible:
         raise ValueError(f"the file must hold the {length} bytes of its header, got {size - 8}; it is damaged.")
-    header = _dict_of(_parse(content[8:].decode("utf-8", "replace")))
+    header = _parse(content[8:].decode("utf-8", "replace"))
     metadata, arrays, end = header.pop("__metadata__"), {}, 0
     if not (isinstance(metadata, dict) and all(isinstance(metadata.get(name), str) for name in ("version", "tree"))):
         raise ValueError(f"the file must have a version and a tree in its metadata, got {str(metadata)[:80]}.")
@@ -277,17 +277,14 @@ def _damaged(expected: int, found: int) -> str:
     return f"the file must hold {expected} bytes with the SHA-256 in its header, got {found}; it is damaged."
 
 
-def _parse(text: str) -> Any:
-    """What a JSON text holds, bounded before it is parsed."""
+def _parse(text: str) -> dict[str, Any]:
+    """The dict that a JSON text holds, bounded before it is parsed."""
     if (nodes := _count_nodes(text.encode("utf-8", "replace"))) > MOST_NODES:
         raise ValueError(f"the file's header must have at most {MOST_NODES} nodes, got {nodes}.")
     try:
-        return json.loads(text)
+        tree = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the file must hold a JSON tree, got something else ({error!r}); it is damaged.") from error
-
-
-def _dict_of(tree: Any) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"the file's tree must be a dict, got {type(tree).__name__}.")
     return tree
@@ -301,7 +298,7 @@ def _decode(header: _Header, content: memoryview) -> dict[str, Any]:
         if written == _NO_DIGEST:
             raise ValueError("the file must be written to its end, got one without a digest: its writer was killed.")
         raise ValueError(_damaged(header.size, len(content)))
-    tree, data = _dict_of(_parse(header.metadata["tree"])), content[len(header.content) :]
+    tree, data = _parse(header.metadata["tree"]), content[len(header.content) :]
     try:
         return {name: _from_tree(item, header.arrays, data) for name, item in tree.items()}
     except Exception as error:

@@ -46,12 +46,10 @@ class BestModel(NamedTuple):
 
     Attributes:
         value: The value of the metric; None before there is one.
-        step: Steps done then.
         state: What the state callback returned then.
     """
 
     value: float | None = None
-    step: int = 0
     state: Any = None
 
 
@@ -148,7 +146,7 @@ class EarlyStop:
         if self._patience.improves(value):
             self._best_at = step
             if get_state is not None:
-                self.best = BestModel(value, step, clone(get_state()))
+                self.best = BestModel(value, clone(get_state()))
             return ""
         if not self._ends or not self._patience.is_over or self.reason is not None:
             return ""

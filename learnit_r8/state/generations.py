@@ -86,7 +86,7 @@ class Generations:
         checkpoint_dir: Folder of the run's checkpoints, which identifies the run to a later process.
         rank: Rank of this process.
         num_ranks: Processes of the run on this machine.
-        note: ``(topic, text)``, tells the user something once about each topic.
+        note: ``(text)``, tells the user why backups are off.
         is_default: Whether nobody asked for ``base``; then it is not made.
         switched: ``(reason)``, told why backups are off, and "" when they are on again.
 
@@ -96,7 +96,7 @@ class Generations:
     """
 
     def __init__(
-        self, base: Path, checkpoint_dir: Path, *, rank: int, num_ranks: int, note: Callable[[str, str], object],
+        self, base: Path, checkpoint_dir: Path, *, rank: int, num_ranks: int, note: Callable[[str], object],
         is_default: bool = True, switched: Callable[[str], object] = lambda reason: None,
     ) -> None:  # fmt: skip
         digest = hashlib.sha256(os.fsencode(checkpoint_dir.absolute())).hexdigest()[:16]
@@ -140,15 +140,10 @@ class Generations:
         is_one_machine = launcher.first_number(("LOCAL_WORLD_SIZE",), num_ranks) == num_ranks
         if not (is_on and os.name == "posix" and is_one_machine) or is_of_jax:
             return None
-
-        def note(topic: str, text: str) -> None:
-            # That they are off is an event of its own, which screens show.
-            if is_asked or topic != "backup_dir":
-                announcer.warn_once(topic, text)
-
         return cls(
-            base, Path(checkpoint_dir), rank=launcher.first_number(("RANK",), 0), num_ranks=num_ranks, note=note,
-            is_default=not is_given,
+            base, Path(checkpoint_dir), rank=launcher.first_number(("RANK",), 0), num_ranks=num_ranks,
+            # That they are off is an event of its own, which screens show.
+            note=lambda text: is_asked and announcer.warn_once("backup_dir", text), is_default=not is_given,
             switched=lambda reason: announcer.tell(events.BackupsOutlive, is_on=not reason, reason=reason),
         )  # fmt: skip
 
@@ -169,9 +164,7 @@ class Generations:
         """Whether a thread is writing a generation."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start_write(
-        self, model: Any, content: Mapping[str, Any], *, step: int, done: Callable[[], object]
-    ) -> None:  # fmt: skip
+    def start_write(self, model: Any, content: Mapping[str, Any], *, step: int, done: Callable[[], object]) -> None:
         """Write a generation, in a thread of its own.
 
         Args:
@@ -209,8 +202,7 @@ class Generations:
             self._switched(reason)
         where = str(self._base)
         self._note(
-            "backup_dir",
-            f"backups stay in this process and do not outlive it, as they could not be kept in {where!r}: {reason}",
+            f"backups stay in this process and do not outlive it, as they could not be kept in {where!r}: {reason}"
         )
 
     def _prepare(self) -> None:

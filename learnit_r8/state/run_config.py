@@ -63,7 +63,7 @@ def _text(value: Any) -> str:
 
 def arguments_of(
     config: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any], *, num_samples: int | None = None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The settings that build the run of a checkpoint again.
 
     Args:

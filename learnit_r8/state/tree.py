@@ -168,19 +168,20 @@ def is_holder(value: Any) -> bool:
     return nnx_of(value) is None and hasattr(value, "state_dict")
 
 
-def map_leaves(change: Callable[..., Any], state: Any, *path: Any) -> Any:
+def map_leaves(change: Callable[..., Any], state: Any, *path: Any, holders: bool = False) -> Any:
     """The same nest with other leaves.
 
     Args:
         change: ``(leaf, *path)``, returns what takes its place.
         state: The nest.
         *path: Keys that lead to it.
+        holders: Whether objects with ``state_dict()`` are looked into.
     """
-    node = open_node(state)
+    node = open_node(state, holders=holders)
     if node is None:
         return change(state, *path)
     _check_depth(len(path), ".".join(map(str, path[:8])))
-    return node.build([map_leaves(change, part, *path, name) for name, part in node.parts.items()])
+    return node.build([map_leaves(change, part, *path, name, holders=holders) for name, part in node.parts.items()])
 
 
 def leaves(state: Any, path: str = "", depth: int = 0) -> list[tuple[str, Any]]:
@@ -721,15 +722,15 @@ def from_bytes(content: Any) -> Any:
     return unpack(decode(np.asarray(content).tobytes()))
 
 
-def size_of(packed: Any) -> int:
-    """Bytes of the arrays in a packed state."""
-    if isinstance(packed, Mapping):
-        return sum(map(size_of, packed.values()))
-    if isinstance(packed, Labelled):
-        return int(packed.values.nbytes)
-    if isinstance(packed, (list, tuple)):
-        return sum(map(size_of, packed))
-    return int(getattr(packed, "nbytes", 0))
+def size_of(value: Any) -> int:
+    """Bytes of the arrays in a batch, or in a packed state."""
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    if isinstance(value, Labelled):
+        return int(value.values.nbytes)
+    if isinstance(value, (list, tuple)):
+        return sum(map(size_of, value))
+    return int(getattr(value, "nbytes", 0))
 
 
 def fit(saved: Any, template: Any, where: str = "state") -> Any:

@@ -14,7 +14,7 @@ def note_first(progress, loss, record):
     if len(progress.first) < EARLY_UPDATES:
         progress.first.append(loss)
     if math.isnan(progress.start):
-        progress.find_start(record)
+        progress.find_start(Backup(0, 0, losses=[record]))
 
 
 def after(losses, record=math.nan):

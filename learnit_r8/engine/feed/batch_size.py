@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,22 +87,12 @@ def read_size(item: Any) -> int | None:
     if shape is not None:
         return int(shape[0]) if len(shape) else None
     is_list = isinstance(item, (tuple, list))
-    if not is_list and (isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__"))):
-        return next((size for key in item.keys() if (size := read_size(item[key])) is not None), None)  # noqa: SIM118
-    if is_list:
-        for each in item:
-            if (size := read_size(each)) is not None:
-                return size
+    is_dict = not is_list and (isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")))
+    parts = item if is_list else (item[key] for key in item.keys()) if is_dict else ()  # noqa: SIM118
+    for each in parts:
+        if (size := read_size(each)) is not None:
+            return size
     return len(item) if isinstance(item, list) and item else None
-
-
-def bytes_of(item: Any) -> int:
-    """Bytes of the arrays in a batch."""
-    if hasattr(item, "nbytes"):
-        return int(item.nbytes)
-    if isinstance(item, Mapping):
-        return sum(map(bytes_of, item.values()))
-    return sum(map(bytes_of, item)) if isinstance(item, (tuple, list)) else 0
 
 
 def copied(item: Any) -> Any:
@@ -126,8 +117,5 @@ def _read_tokens(item: Any) -> int | None:
         for name in TOKEN_NAMES:
             shape = getattr(item.get(name), "shape", None)
             if shape is not None:
-                count = 1
-                for length in shape:
-                    count *= int(length)
-                return count
+                return math.prod(map(int, shape))
     return None

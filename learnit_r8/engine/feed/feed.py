@@ -17,12 +17,13 @@ from ... import events
 from ...guard.verdict import GOOD
 from ...sources.chunk import FollowedChunk, Size
 from ...sources.ticket import Outcome, Ticket
+from ...state.tree import size_of
 from ...table.names import Members
 from .. import run_state
 from ..engine import Engine
 from ..run import Trainer
 from . import replay
-from .batch_size import MOST_KEPT_BYTES, SMALL_BYTES, BatchMeasure, Told, bytes_of, copied
+from .batch_size import MOST_KEPT_BYTES, SMALL_BYTES, BatchMeasure, Told, copied
 from .followed import MOST_HELD, FollowedBatches
 from .samples import OF_ONE_PROCESS, BatchSamples, Ids, Skip
 
@@ -422,7 +423,7 @@ class Feed:
         """A copy of a batch that weights may be tested with; None where none is wanted, or it is too large."""
         if item is None or not self.source.settings.keep_witness:
             return None
-        controller, size = self.engine.controller, bytes_of(item)
+        controller, size = self.engine.controller, size_of(item)
         if not (controller.wants_witness or (controller.watches_explosions and size <= SMALL_BYTES)):
             return None
         if size <= MOST_KEPT_BYTES:

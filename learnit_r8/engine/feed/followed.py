@@ -174,9 +174,7 @@ class FollowedBatches(Source):
 
     def again(self, witness: Any) -> Batch:
         """Hand out a batch once more, outside any pass."""
-        chunk = FollowedChunk(
-            self.table, -1, witness, 1, 0, np.full(1, -1), is_probe=True, is_late=True, sweep=-1
-        )  # fmt: skip
+        chunk = FollowedChunk(self.table, -1, witness, 1, 0, np.full(1, -1), is_probe=True, is_late=True, sweep=-1)
         return Batch(chunk, 0, chunk.indices)
 
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:
@@ -381,7 +379,7 @@ class FollowedBatches(Source):
         self.left_out = own["left_out"]
         self._held, self.num_held = [], 0
         self._resumed, self._out = own, []
-        self.iteration = self.open = self._offered = None
+        self.iteration = self.open = self.offered = None
 
 
 class Part(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,16 +47,8 @@ USUAL_NAMES = ("generator", "rng", "_generator")
 """What generators are called first in a saved run, whatever else holds them."""
 
 
-def read_generators(source: Any, random: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The states of the global random generators, read already where ``random`` is given, and those of a loader."""
-    # One that has taken the next batch already tells where from.
-    held = getattr(source, "generators_before_next", None)
-    now = state_of(held) if type(held) is tuple else random or random_state()
-    return {"global": now, "own": [_state_of(each) for each in _own_generators(source)]}
-
-
 def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
-    """Put back what `read_generators` returned."""
+    """Put back the random generators that `read_start` has read."""
     if state is None:
         return
     set_random_state(state["global"])
@@ -65,9 +57,15 @@ def set_generators(source: Any, state: Mapping[str, Any] | None) -> None:
 
 
 def read_start(source: Any, random: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the batches of a loader from here on depend on; ``random`` as for `read_generators`."""
+    """What the batches of a loader from here on depend on: the global random generators, read already where ``random``
+    is given, its own ones, and what its order follows from besides.
+    """
+    # One that has taken the next batch already tells where from.
+    held = getattr(source, "generators_before_next", None)
+    now = state_of(held) if type(held) is tuple else random or random_state()
+    own = [_state_of(each) for each in _own_generators(source)]
     order = [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
-    return {**read_generators(source, random), "order": order}
+    return {"global": now, "own": own, "order": order}
 
 
 def set_order(source: Any, saved: Any) -> None:
@@ -109,14 +107,13 @@ def _is_of_order(value: Any) -> bool:
 
 def _own_samplers(source: Any) -> list[Any]:
     """The samplers of a loader whose classes are not torch's."""
-    found = [_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS]
-    return [
-        each
-        for place, each in enumerate(found)
-        if hasattr(each, "__dict__")
-        and not type(each).__module__.startswith("torch.")
-        and not any(each is other for other in found[:place])
-    ]
+    found = _distinct(_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS)
+    return [each for each in found if hasattr(each, "__dict__") and not type(each).__module__.startswith("torch.")]
+
+
+def _distinct(things: Iterable[Any]) -> list[Any]:
+    """The same objects, each once."""
+    return list({id(each): each for each in things}.values())
 
 
 def _count(value: Any) -> int:
@@ -155,12 +152,8 @@ def _own_generators(source: Any) -> list[Any]:
     # Those of the usual names first, as saved runs have them in this order.
     candidates = [holder.get(name) for holder in holders for name in USUAL_NAMES]
     candidates += [each for holder in holders for each in holder.values() if _is_generator(each)]
-    found: list[Any] = []
-    for each in candidates:
-        is_known = hasattr(each, "get_state") or hasattr(each, "bit_generator")
-        if (is_known or _is_generator(each)) and not any(each is other for other in found):
-            found.append(each)
-    return found
+    known = ("get_state", "bit_generator")
+    return [each for each in _distinct(candidates) if any(hasattr(each, name) for name in known) or _is_generator(each)]
 
 
 _NO_GENERATORS = frozenset((type(None), bool, int, float, str, tuple, list, dict))
@@ -344,14 +337,9 @@ def open_at(
 
 
 def resume(
-    announcer: Announcer,
-    source: Any,
-    saved: Mapping[str, Any],
-    count: int,
-    way: str,
-    *,
+    announcer: Announcer, source: Any, saved: Mapping[str, Any], count: int, way: str, *,
     opens: Callable[[Any, int], Iterator[Any]],
-) -> Iterator[Any]:
+) -> Iterator[Any]:  # fmt: skip
     """The iterator whose next item is the one that the saved run would have got.
 
     Args:
@@ -469,25 +457,23 @@ class _Forwarded:
         self._sampler, self._count = sampler, count
         self._batches: Iterator[Any] | None = None
 
-    def forward(self) -> None:
-        """Leave them out, if that was not done yet."""
-        if self._batches is not None:
-            return
-        self._batches = iter(self._sampler)
-        for number in range(self._count):
-            if next(self._batches, None) is None:
-                raise ValueError(
-                    f"the loader must be that of the saved run, which had taken {self._count} batches of this epoch, "
-                    f"got one whose sampler ends after {number}."
-                )
+    def forward(self) -> Iterator[Any]:
+        """Leave them out, if that was not done yet; returns the rest."""
+        if self._batches is None:
+            self._batches = iter(self._sampler)
+            for number in range(self._count):
+                if next(self._batches, None) is None:
+                    raise ValueError(
+                        f"the loader must be that of the saved run, which had taken {self._count} batches of this "
+                        f"epoch, got one whose sampler ends after {number}."
+                    )
+        return self._batches
 
     def __iter__(self) -> _Forwarded:
         return self
 
     def __next__(self) -> Any:
-        self.forward()
-        assert self._batches is not None
-        return next(self._batches)
+        return next(self.forward())
 
     def __len__(self) -> int:
         return len(self._sampler) - self._count

@@ -35,15 +35,19 @@ WRAPPERS = {("accelerate", "DataLoaderShard"): "base_dataloader", ("timm", "Pref
 
 def inner_of(source: Any) -> Any:
     """The `DataLoader` whose batches a loader passes on; the loader itself if it wraps none."""
-    kind = type(source)
-    name = WRAPPERS.get((kind.__module__.partition(".")[0], kind.__name__))
+    name = WRAPPERS.get(_kind_of(source))
     return source if name is None or getattr(source, "skip_batches", False) else getattr(source, name)
 
 
 def is_stateful(source: Any) -> bool:
     """Whether a loader is torchdata's `StatefulDataLoader`, which counts what it has drawn and what it has given."""
+    return _kind_of(source) == ("torchdata", "StatefulDataLoader")
+
+
+def _kind_of(source: Any) -> tuple[str, str]:
+    """The package and the name of its class."""
     kind = type(source)
-    return (kind.__module__.partition(".")[0], kind.__name__) == ("torchdata", "StatefulDataLoader")
+    return kind.__module__.partition(".")[0], kind.__name__
 
 
 def is_observable(source: Any) -> bool:
@@ -126,13 +130,11 @@ class ObservedBatches:
         return self
 
     def __next__(self) -> Any:
-        if self._leave is None:
+        try:
             item = next(self._batches)
-        else:
-            # What wraps a loader begins to iterate over it when it is asked for a batch.
-            try:
-                item = next(self._batches)
-            finally:
+        finally:
+            if self._leave is not None:
+                # What wraps a loader begins to iterate over it when it is asked for a batch.
                 self._end_setup()
         counts, waiting = self._counts, self._waiting
         if counts is not None:
@@ -299,12 +301,9 @@ class BatchSamples:
             self.told = before.told.copy()
 
     def _can_observe(self, source: Any) -> bool:
-        if not is_observable(source):
+        if self._agreement.ranks is not None or not is_observable(source):
             return False
-        known = self._known
-        if self._agreement.ranks is not None:
-            return False
-        size = size_of(source)
+        known, size = self._known, size_of(source)
         if known.kind not in (None, "indices"):
             self._announcer.warn_once(
                 "other ids",
@@ -353,7 +352,7 @@ class BatchSamples:
                 )
                 return None, num_before
             if self._known.num_beyond:
-                self._tell_beyond()
+                self._tell_full()
             return members, num_before
         if not self.is_known:
             return None, 0
@@ -373,11 +372,10 @@ class BatchSamples:
         """The samples with these ids; see `SampleStorage.find`."""
         members = self._storage.find(ids, are_indices=False)
         if self._known.num_beyond:
-            self._tell_beyond()
+            self._tell_full()
         return members
 
-    def _tell_beyond(self) -> None:
-        """Say once that the table is full."""
+    def _tell_full(self) -> None:
         known = self._known
         self._announcer.note_once(
             "beyond",

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from learnit_r8 import OwnBatches, R8Scheduler
-from learnit_r8.engine.feed.batch_size import BatchMeasure, bytes_of, read_size
+from learnit_r8.engine.feed.batch_size import BatchMeasure, read_size
 from learnit_r8.events import Notice
+from learnit_r8.state.tree import size_of
 
 FOUR = np.zeros((4, 3))
 
@@ -79,7 +80,7 @@ def test_a_function_must_return_a_number(value):
 
 def test_bytes_are_those_of_all_arrays():
     """Of what is no array, none are counted."""
-    assert bytes_of({"x": FOUR, "y": [FOUR, "text"]}) == 2 * FOUR.nbytes
+    assert size_of({"x": FOUR, "y": [FOUR, "text"]}) == 2 * FOUR.nbytes
 
 
 def test_large_batches_are_not_kept(monkeypatch):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from learnit_r8 import R8Scheduler
 from learnit_r8.engine.feed import replay
-from learnit_r8.engine.feed.replay import read_generators, set_generators
+from learnit_r8.engine.feed.replay import read_start, set_generators
 from learnit_r8.engine.settings import grouped
 from learnit_r8.events import Notice
 
@@ -330,7 +330,7 @@ def test_a_loop_of_steps_goes_on_with_its_generators(tmp_path):
 def test_generators_of_a_loader_are_put_back(name, generator, draw):
     """A loader's own generators are part of its place, of whatever kind and in whatever attribute."""
     own = types.SimpleNamespace(sampler=types.SimpleNamespace(**{name: generator}), system=random.SystemRandom())
-    state = pickle.loads(pickle.dumps(read_generators(own)))
+    state = pickle.loads(pickle.dumps(read_start(own)))
     first = draw(generator)
     set_generators(own, state)
 
@@ -343,7 +343,7 @@ def test_the_spare_number_of_a_generator_is_put_back():
     generator = random.Random(3)
     own = types.SimpleNamespace(rng=generator)
     generator.gauss(0, 1)
-    state, expected = read_generators(own), generator.gauss(0, 1)
+    state, expected = read_start(own), generator.gauss(0, 1)
     set_generators(own, state)
 
     assert generator.gauss(0, 1) == expected

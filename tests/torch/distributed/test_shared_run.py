@@ -1024,7 +1024,7 @@ def test_rank_0_writes_in_the_background(tmp_path, monkeypatch):
             writing = r8.host.persistence.saver._writing
             if share.ticket.step in (30, 50, 70) and ranks.rank == 0 and writing is not None:
                 # On a busy machine a checkpoint may not be there when the next one is due, which is left out then.
-                writing[1]._write._thread.join(30)
+                writing[1].write._thread.join(30)
             shared.report(share.ticket, sample_losses(share.indices))
             heard.append((r8.host.persistence.saver.num_failed, [saved.step for saved in told.of(CheckpointSaved)]))
         return heard
