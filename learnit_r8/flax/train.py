@@ -516,7 +516,9 @@ class Training:
     def begin(self, loop_state: LoopState) -> None:
         """Let the scheduler keep the state of the loop."""
         if self._r8 is not None:
-            self._managed = ManagedState.at(loop_state, self._r8, self.backup_every, step=self.train_step)
+            self._managed = ManagedState(
+                self._r8, loop_state.state, backup_every=self.backup_every, _place=loop_state, _step=self.train_step
+            )
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
