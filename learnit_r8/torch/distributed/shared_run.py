@@ -15,7 +15,7 @@ from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from ..predictions import check_exchanged
 from ..readback import Note
-from .exchange import Exchange, check_every
+from .exchange import Exchange, check_every, slice_of
 from .ranks import Ranks
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ class SharedRun(Member):
 
     def _begin(self, ticket: Ticket) -> Share:
         ticket = self.r8.host.begin(ticket, held_back=self._num_held_back)
-        weights = None if ticket.weights is None else self.exchange.part(ticket.weights)
-        return Share(self.exchange.part(ticket.indices), ticket.lr, weights, ticket)
+        weights = None if ticket.weights is None else slice_of(ticket.weights, self.ranks)
+        return Share(slice_of(ticket.indices, self.ranks), ticket.lr, weights, ticket)
 
     def _take_back(self, share: Share, do: Callable[[Ticket], None]) -> None:
         """Hand a batch back or give it up, if it was not reported."""
