@@ -21,7 +21,7 @@ from ..torch.attachment import attach
 from ..torch.losses import check_labels, cross_entropies, read_losses
 from ..torch.predictions import predictions_of
 from ..torch.state import as_arrays
-from ..torch.trainer_step import TrainerStep, gradients_of, uncounted
+from ..torch.trainer_step import LastForward, gradients_of, note_counts, uncounted
 from .loader import WEIGHTED, R8Loader
 
 if TYPE_CHECKING:
@@ -204,9 +204,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     @property
     def _keeps_rates(self) -> bool:
         """Whether the learning rate is left to the module's own scheduler."""
-        if self._loader is not None:
-            return bool(head_of(self._loader.settings.get("scheduler_mode")) == "keep")
-        return bool(head_of(self._settings.get("scheduler_mode", "keep")) == "keep")
+        settings = {"scheduler_mode": "keep", **self._settings} if self._loader is None else self._loader.settings
+        return bool(head_of(settings.get("scheduler_mode")) == "keep")
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state of the scheduler, for Lightning's checkpoints; called on all processes."""
@@ -340,8 +339,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._adapter.hold((args, kwargs))
         if self._batches is not None:
             self._batches.note_batch((args, kwargs))
+        put_back = note_counts(pl_module, skipped="_")
         with (
-            TrainerStep(pl_module, pl_module, num_ranks=self._adapter.num_ranks, skipped="_") as step,
+            LastForward(pl_module, lambda: self._adapter.num_ranks == 1) as step,
             _logging_to(pl_module, lambda *log, **more: logged.append((log, more))),
         ):
             outputs = self._own_step(*args, **kwargs)
@@ -369,7 +369,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             for log, more in logged:
                 pl_module.log(*log, **more)
             return outputs
-        step.put_back()
+        put_back()
         for parameter, gradient in self._kept:
             # Those of a refused batch must not be added to the next one's.
             if id(parameter) not in self._stepped:

@@ -130,88 +130,60 @@ NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemory
 
 
 class LastForward:
-    """The inputs and outputs of a model within a ``with`` block, and the outputs of its children.
+    """A ``with`` block around the loss of a batch, which an error ends that a value of the model explains.
 
-    A model that computes its loss itself may raise before it returns, and a module of Lightning may call its children
-    alone. Children may return infinities on purpose, as masks, so only NaN counts in theirs.
+    Looked at are the inputs and outputs of the model within the block, and the outputs of its children: a model that
+    computes its loss itself may raise before it returns, and a module of Lightning may call its children alone.
+    Children may return infinities on purpose, as masks, so only NaN counts in theirs.
 
     Args:
         model: The model, as the loop calls it.
+        may_end: ``()``: whether an error may end there; other processes would wait for the gradients of this one.
 
     Attributes:
-        outputs: What the model has returned within the block.
+        has_raised: Whether it was left with such an error.
+        outputs: What the model returned first, once the block is left: a trainer computes its loss from it and may
+            keep it to itself. None if it returned nothing.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
-        self._children = list(plain_model(model).children())
+    def __init__(self, model: torch.nn.Module, may_end: Callable[[], bool]) -> None:
+        self._model, self._may_end = model, may_end
         self._given: list[Any] = []
-        self.outputs: list[Any] = []
+        self._returned: list[Any] = []
         self._inner: list[Any] = []
-        self._hooks: list[Any] = []
+        self.has_raised, self.outputs = False, None
 
     def __enter__(self) -> LastForward:
-        self._given, self.outputs, self._inner = [], [], []
         self._hooks = [
             self._model.register_forward_pre_hook(lambda _, *given: self._given.append(given), with_kwargs=True),
-            self._model.register_forward_hook(lambda _, __, outputs: self.outputs.append(outputs)),
+            self._model.register_forward_hook(lambda _, __, outputs: self._returned.append(outputs)),
             *(
                 each.register_forward_hook(lambda _, __, outputs: self._inner.append(outputs))
-                for each in self._children
+                for each in plain_model(self._model).children()
             ),
         ]
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         for hook in self._hooks:
             hook.remove()
-        self._given, self.outputs, self._inner = [], [], []
+        if isinstance(error, Exception) and self._may_end():
+            self.has_raised = self._explains(error)
+        self.outputs = next(iter(self._returned), None)
+        self._given, self._returned, self._inner = [], [], []
+        return self.has_raised
 
-    def explains(self, error: Exception) -> bool:
+    def _explains(self, error: Exception) -> bool:
         """Whether what was seen is not finite, so that an exception may be due to that."""
         if isinstance(error, NEVER_OF_VALUES):
             return False
         try:
             if any(bool(torch.isnan(each).any()) for each in _floats(self._inner)):
                 return True
-            return not all(bool(torch.isfinite(each).all()) for each in _floats([self._given, self.outputs]))
+            return not all(bool(torch.isfinite(each).all()) for each in _floats([self._given, self._returned]))
         except Exception:
             # A device that has failed answers no question.
             return False
-
-
-class TrainerStep:
-    """A ``with`` block around the loss of a batch in a trainer's loop; an error that a NaN explains ends there.
-
-    Args:
-        model: The model, as the trainer calls it.
-        owner: What counts beside the weights; see `note_counts`.
-        num_ranks: Processes that train the model together.
-        skipped: As for `note_counts`.
-
-    Attributes:
-        has_raised: Whether it was left with such an error.
-        outputs: What the model returned first, once the block is left: a trainer computes its loss from it and may
-            keep it to itself. None if it returned nothing.
-        put_back: Puts back what ``owner`` has counted since, for a loss that is refused.
-    """
-
-    def __init__(self, model: torch.nn.Module, owner: Any, *, num_ranks: int, skipped: str) -> None:
-        self._num_ranks, self._forward, self.has_raised = num_ranks, LastForward(model), False
-        self.put_back = note_counts(owner, skipped=skipped)
-        self.outputs: Any = None
-
-    def __enter__(self) -> TrainerStep:
-        self._forward.__enter__()
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        # Other processes wait for the gradients of this one.
-        if isinstance(error, Exception) and self._num_ranks == 1:
-            self.has_raised = self._forward.explains(error)
-        self.outputs = next(iter(self._forward.outputs), None)
-        self._forward.__exit__()
-        return self.has_raised
 
 
 def no_loss(model: torch.nn.Module, last: torch.Tensor | None) -> torch.Tensor:

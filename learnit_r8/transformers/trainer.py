@@ -22,7 +22,7 @@ from ..torch.adapter import Adapter
 from ..torch.attachment import attach
 from ..torch.loader import make_loader
 from ..torch.state import as_arrays
-from ..torch.trainer_step import TrainerStep, gradients_of, no_loss, uncounted
+from ..torch.trainer_step import LastForward, gradients_of, no_loss, note_counts, uncounted
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
 
 if TYPE_CHECKING:
@@ -364,9 +364,6 @@ class R8Mixin:
         Raises:
             RuntimeError: the training has not begun.
         """
-        return self._r8_current()
-
-    def _r8_current(self) -> Adapter:
         if self._r8_adapter is None:
             if self._r8_draws and getattr(self, "is_in_train", False):
                 raise RuntimeError(OTHER_LOADER.format(type(self).__name__))
@@ -471,13 +468,13 @@ class R8Mixin:
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning-rate scheduler of Trainer: one that shows R8Scheduler's rates, and saves its state."""
+        own = super().create_scheduler(num_training_steps, optimizer) if self._r8_keeps_rates else None  # type: ignore[misc]
         if not self._r8_draws:
-            return self._r8_watch(num_training_steps, optimizer)
-        if self._r8_keeps_rates:
-            own = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
-            save_along(own, self._r8_current())
+            self._r8_watch(num_training_steps)
+        if own is not None:
+            save_along(own, self.r8)
             return own
-        self.lr_scheduler = self._r8_current().lr_scheduler
+        self.lr_scheduler = self.r8.lr_scheduler
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -486,13 +483,11 @@ class R8Mixin:
         mode = self._r8_settings.get("scheduler_mode", None if self._r8_draws else "keep")
         return bool(head_of(mode) == "keep")
 
-    def _r8_watch(self, num_training_steps: int, optimizer: Any) -> Any:
-        """Begin to watch a training on the Trainer's own batches; returns its learning-rate scheduler."""
+    def _r8_watch(self, num_training_steps: int) -> None:
+        """Begin to watch a training on the Trainer's own batches."""
         trainer: Any = self
         args, settings = trainer.args, dict(self._r8_settings)
         resume = settings.pop("resume", None) if self._r8_resumes else None
-        keeps = self._r8_keeps_rates
-        own = super().create_scheduler(num_training_steps, optimizer) if keeps else None  # type: ignore[misc]
         self._r8_ends_itself = not has_budget(settings)
         if self._r8_ends_itself:
             settings |= _budget_of(args, num_training_steps, settings.get("batch_size") or OwnBatchesValue())
@@ -507,12 +502,6 @@ class R8Mixin:
             adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
         if args.save_strategy != "no":
             adapter.scheduler.host.say_once("as Trainer", AS_TRAINER, is_warning=False)
-        if own is not None:
-            save_along(own, adapter)
-            return own
-        self.lr_scheduler = adapter.lr_scheduler
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     def sample_losses(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> SampleLosses | None:
         """The losses of samples; override it for tasks other than classification of samples or tokens.
@@ -572,7 +561,7 @@ class R8Mixin:
         if is_in_step:
             self._r8_is_judged = True
         trainer: Any = self
-        given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
+        given, adapter, batches = dict(inputs), self.r8, self._r8_batches
         # An epoch may end with fewer batches in a step.
         self._r8_own, self._r8_model = own, model
         self._r8_how = more, trainer.current_gradient_accumulation_steps
@@ -583,7 +572,8 @@ class R8Mixin:
         if batches is not None:
             batches.note_batch((dict(inputs), self._r8_how))
         found: Any = None
-        with TrainerStep(model, self, num_ranks=adapter.num_ranks, skipped="_r8") as step:
+        put_back = note_counts(self, skipped="_r8")
+        with LastForward(model, lambda: adapter.num_ranks == 1) as step:
             found = own(model, inputs, return_outputs, **more)
         if step.has_raised:
             loss, found = no_loss(model, None), (None, step.outputs)
@@ -601,7 +591,7 @@ class R8Mixin:
             if is_learned:
                 self._r8_last_loss = loss.detach()
             else:
-                step.put_back()
+                put_back()
                 loss = no_loss(model, self._r8_last_loss)
                 if is_in_step:
                     self._r8_kept = gradients_of(model.parameters())
@@ -616,7 +606,7 @@ class R8Mixin:
 
     def _r8_report(self) -> bool:
         """Report what was noted of the batch, if it was not yet; returns whether it is to be learned from."""
-        adapter, batches = self._r8_current(), self._r8_batches
+        adapter, batches = self.r8, self._r8_batches
         if batches is None:
             return not adapter.has_noted or bool(adapter.report())
         noted, self._r8_noted = self._r8_noted, None
@@ -638,7 +628,7 @@ class R8Mixin:
 
     def _r8_note(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor) -> Any:
         """Note the losses of a batch; returns the loss to train on."""
-        adapter = self._r8_current()
+        adapter = self.r8
         ticket = adapter.in_hand
         with torch.set_grad_enabled(ticket.weights is not None):
             own = self.sample_losses(model, inputs, outputs)
@@ -661,7 +651,7 @@ class R8Mixin:
 
     def _r8_of_samples(self, own: SampleLosses, inputs: Mapping[str, Any], count: int) -> SampleLosses | None:
         """The losses if they are those of the batch's samples, or of documents that are; else None."""
-        r8 = self._r8_current().scheduler
+        r8 = self.r8.scheduler
         if len(own.losses) == count:
             if not r8.global_step and is_packed(inputs):
                 r8.host.say_once("packed", PACKED, is_warning=False)
