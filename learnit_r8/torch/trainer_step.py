@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 
+from .flight.watch import float_tensors
 from .prepared import SampleError, plain_model
 
 MOST = 4096
@@ -178,9 +179,9 @@ class LastForward:
         if isinstance(error, NEVER_OF_VALUES):
             return False
         try:
-            if any(bool(torch.isnan(each).any()) for each in _floats(self._inner)):
+            if any(bool(torch.isnan(each).any()) for each in float_tensors(self._inner)):
                 return True
-            return not all(bool(torch.isfinite(each).all()) for each in _floats([self._given, self._returned]))
+            return not all(bool(torch.isfinite(each).all()) for each in float_tensors([self._given, self._returned]))
         except Exception:
             # A device that has failed answers no question.
             return False
@@ -195,16 +196,3 @@ def no_loss(model: torch.nn.Module, last: torch.Tensor | None) -> torch.Tensor:
     if last is not None:
         return last.clone().requires_grad_()
     return torch.full((), math.nan, device=next(model.parameters()).device, requires_grad=True)
-
-
-def _floats(tree: Any) -> Iterator[torch.Tensor]:
-    """The tensors of floats in a nest of containers."""
-    if isinstance(tree, torch.Tensor):
-        if tree.is_floating_point():
-            yield tree.detach()
-    elif isinstance(tree, Mapping):
-        for each in tree.values():
-            yield from _floats(each)
-    elif isinstance(tree, (list, tuple)):
-        for each in tree:
-            yield from _floats(each)

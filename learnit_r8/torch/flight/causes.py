@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,10 +121,6 @@ class Runs:
         left = [row for row in range(size) if row not in rows]
         return not self.goes_wrong(some_rows(batch, left, size), f"the batch without the rows {list(rows)[:8]}")
 
-    def has_bad_gradients(self, good: Any) -> bool:
-        """Whether gradients of the last good batch are not finite either."""
-        return bool(self.watch(good, "the last good batch", backward=True, is_quick=True).bad_gradients)
-
     def find_row(self, batch: Any, like: Trace, good: Any) -> tuple[int, ...]:
         """The row to blame for what a run of the batch has shown, found by halving it; none if no row alone is.
 
@@ -215,11 +211,9 @@ class Case:
         self._loss = math.nan
         self._healthy: tuple[int, Any] | None = None
 
-    @contextlib.contextmanager
-    def _healthy_weights(self) -> Iterator[None]:
+    def _healthy_weights(self) -> contextlib.AbstractContextManager[None]:
         assert self._healthy is not None
-        with weights_of(self._model, self._healthy[1]["model"]):
-            yield
+        return weights_of(self._model, self._healthy[1]["model"])
 
     # The case.
 
@@ -562,7 +556,10 @@ class Case:
         fault, other = trace.fault, self._good if batch is self._batch else self._batch
         text, where = describe_gradient(trace)
         # The other of the two batches was looked at before this one.
-        common = batch is self._batch and other is not None and self._runs.has_bad_gradients(other)
+        common = False
+        if batch is self._batch and other is not None:
+            seen = self._runs.watch(other, "the last good batch", backward=True, is_quick=True)
+            common = bool(seen.bad_gradients)
         rows = () if common else self._runs.find_row(batch, trace, other)
         rest += ("it is so with the last good batch, too",) * common
         about = next((each.about for each in far_off(batch, other) if each.rows == rows), "")
