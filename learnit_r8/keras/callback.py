@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from ..engine.feed.batch_size import MOST_KEPT_BYTES, bytes_of
+from ..state.callbacks import Repeat
 from ..triggers import Condition
 from .dataset import R8Dataset
 from .devices import TOO_FEW, num_replicas, scope_of, split, strategy_of
@@ -124,13 +125,12 @@ class R8Callback(FitCallback):
         self._begin_fit()
         self._r8.requests.stay_within(scope_of_fit(self.model))
 
-    def _holds(self, batch: Any) -> bool:
-        return np.asarray(batch).tobytes() in self._witnesses
+    def _repeat(self, recorder: Any) -> Repeat:
+        def loss(indices: Any) -> float:
+            recorder.function.repeat(self._witnesses[np.asarray(indices).tobytes()])
+            return float(np.mean(recorder.losses(len(indices))))
 
-    def _loss_again(self, batch: Any) -> float:
-        recorder: Any = self._recorder
-        recorder.function.repeat(self._witnesses[np.asarray(batch).tobytes()])
-        return float(np.mean(recorder.losses(len(batch))))
+        return Repeat(lambda indices: np.asarray(indices).tobytes() in self._witnesses, loss)
 
     def _keep_witness(self, batch: Any) -> None:
         """Keep the batch in hand where weights may be tested with it."""

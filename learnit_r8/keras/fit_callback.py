@@ -48,11 +48,8 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def _recorder_of(self, model: Any) -> StepRecorder:
         raise NotImplementedError
 
-    def _holds(self, batch: Any) -> bool:
-        """Whether a batch can be trained on once more, for its loss; see `Repeat`."""
-        raise NotImplementedError
-
-    def _loss_again(self, batch: Any) -> float:
+    def _repeat(self, recorder: Any) -> Repeat:
+        """Trains on a batch once more, for its loss."""
         raise NotImplementedError
 
     # For Keras.
@@ -101,7 +98,7 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
         callbacks = Callbacks(
             state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect,
             undo=None if function is None else function.undo,
-            repeat=None if function is None else Repeat(self._holds, self._loss_again),
+            repeat=None if function is None else self._repeat(self._recorder),
         )  # fmt: skip
         r8.host.adopt(callbacks, backup_every=self._backup_every, is_other=is_other)
 

@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from ..engine.feed.replay import drop
+from ..state.callbacks import Repeat
 from ..triggers import Condition
 from .dataset import has_stage
 from .devices import scope_of, unscale_loss
@@ -242,13 +243,12 @@ class OwnBatchesCallback(FitCallback):
     def _recorder_of(self, model: Any) -> StepLosses:
         return StepLosses.of(model, model.steps_per_execution)
 
-    def _holds(self, batch: Any) -> bool:
-        return batch is not None
+    def _repeat(self, recorder: Any) -> Repeat:
+        def loss(batch: Any) -> float:
+            recorder.function.repeat(batch)
+            return float(sum(recorder.read(None)))
 
-    def _loss_again(self, batch: Any) -> float:
-        losses: Any = self._recorder
-        losses.function.repeat(batch)
-        return float(sum(losses.read(None)))
+        return Repeat(lambda batch: batch is not None, loss)
 
     def set_model(self, model: Any) -> None:
         """Take the model; Keras calls it as a ``fit`` begins."""

@@ -236,8 +236,10 @@ class Case:
             second = self._runs.watch(self._good, "the last good batch on the refused weights", is_quick=True)
         is_good_here = second is not None and not self._runs.is_bad(second)
         self._find_healthy()
+        if self._healthy is None and is_good_here:
+            return self._of_data(first, (HEALTHY,))
         if self._healthy is None:
-            return self._without_healthy(first, second, is_good_here=is_good_here)
+            return self._without_healthy(first, second)
         with self._healthy_weights():
             third = self._runs.watch(self._batch, f"the refused batch on the weights of step {self._healthy[0]:,}")
             if self._runs.is_bad(third):
@@ -246,18 +248,13 @@ class Case:
                 return self._of_data(third, (HEALTHY if is_good_here else too,))
         return self._of_weights(first)
 
-    def _without_healthy(self, first: Trace, second: Trace | None, *, is_good_here: bool) -> Finding:
+    def _without_healthy(self, first: Trace, second: Trace | None) -> Finding:
         """Return a finding where no backup is known to be healthy: the last good batch fails on all, or is missing."""
-        if is_good_here:
-            return self._of_data(first, (HEALTHY,))
         if first.error is not None:
             return self._end(finding_of(first))
-        if second is not None and self._backups:
-            return self._of_loss(first, second)
-        return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
-
-    def _of_loss(self, first: Trace, second: Trace) -> Finding:
-        """Return a finding where the last good batch fails on all weights: neither data nor weights are to blame."""
+        if second is None or not self._backups:
+            return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
+        # It fails on all weights: neither data nor weights are to blame.
         usual = self._refusal.usual
         if first.fault is not None or not (usual > 0 and math.isfinite(first.loss + second.loss)):
             return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
