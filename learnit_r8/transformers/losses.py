@@ -68,8 +68,8 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoo
 
     Args:
         logits: float[B, C] or float[B, T, C].
-        labels: int[B] or int[B, T], as the logits have it, of any whole type, or bool. Those outside [0, C) have no loss:
-            a model may ignore others than -100.
+        labels: int[B] or int[B, T], of any whole type, or bool. Those outside [0, C) have no loss: a model may ignore
+            others than -100.
         shifted: Whether a token's logits are for the label of the next one.
         smoothing: Share of the labels that is spread over all classes, in [0, 1).
     """
