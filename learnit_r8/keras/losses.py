@@ -231,7 +231,6 @@ class StepRecorder:
 
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
-        self.live.search_again()
         self.function.begin_epoch()
         self.function.take()
         if self._memory is not None:
