@@ -53,10 +53,10 @@ class Prefetch(Member):
             TypeError: ``r8`` is not an R8Scheduler.
         """
         check_scheduler("r8", r8)
-        if not isinstance(r8.host.member, Prefetch):
-            r8.host.join(cls(r8))
         member = r8.host.member
-        assert isinstance(member, Prefetch)
+        if not isinstance(member, Prefetch):
+            member = cls(r8)
+            r8.host.join(member)
         return member
 
     @classmethod

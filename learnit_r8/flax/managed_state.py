@@ -95,7 +95,7 @@ class ManagedState:
         _KEPT.add(scheduler)
         self._r8 = scheduler
         self._place: Place = SimpleNamespace(state=state) if _place is None else _place
-        self._processes = SharedProcesses.of(scheduler)
+        self._processes = SharedProcesses(scheduler) if jax.process_count() > 1 else None
         self._driven = DrivenState(self._place, gather=None if self._processes is None else whole)
         self._own_rate: float | None = None
         self.examiner: Examiner | None = None

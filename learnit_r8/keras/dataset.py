@@ -47,6 +47,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         ValueError: a column of another length than N, or the scheduler searches for a learning rate.
 
     Attributes:
+        r8: As given.
         drawn: The batches of the epoch.
         is_finished: Whether the run was over before, as one that is resumed and had ended: ``fit`` trains nothing then.
         is_bare: Whether a batch is the inputs alone, and ``fit`` on them would hand them on without a tuple.
@@ -64,7 +65,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         max_queue_size: int = 10,
     ) -> None:
         super().__init__()
-        self.drawn = Prefetch.of_epochs(r8)
+        self.r8, self.drawn = r8, Prefetch.of_epochs(r8)
         self.is_finished = r8.is_over
         self.is_bare = (
             y is None and sample_weight is None and not isinstance(x, (tuple, list)) and not r8.policy.selects
@@ -114,11 +115,6 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             ValueError: it is batched, shuffles or repeats, or as for R8Dataset.
         """
         return SamplePipeline(samples_of(dataset, r8.table.num_samples), r8)
-
-    @property
-    def r8(self) -> R8Scheduler:
-        """The scheduler."""
-        return self.drawn.r8
 
     def __len__(self) -> int:
         """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.

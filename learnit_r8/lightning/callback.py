@@ -472,7 +472,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             return is_skipped or bool(adapter.report(_loss(outputs, found)))
         if adapter.in_hand.weights is not None:
             raise ValueError(WEIGHTED)
-        losses, predictions = _losses(outputs), _predictions(outputs)
+        returned = outputs if isinstance(outputs, dict) else {}
+        losses, predictions = returned.get("losses"), returned.get("predictions")
+        if not isinstance(predictions, Predictions):
+            # The user's own entry of this name may be anything.
+            predictions = None
         if losses is None and is_skipped:
             adapter.skip()
             return True
@@ -481,7 +485,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             if predictions is not None:
                 check_labels(losses.reshape(()))
             return bool(adapter.report(losses))
-        return bool(adapter.report(losses, predictions=predictions))
+        return bool(adapter.report(losses.detach(), predictions=predictions))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Report the losses on their way, as the weights that are kept are to be validated."""
@@ -614,17 +618,6 @@ def _check(trainer: Any, *, draws: bool, keeps_rates: bool, saved: dict[str, Any
             f"configure_optimizers() must return no rate scheduler, as R8Scheduler sets the rate, got {schedulers}; "
             "leave it out, or set scheduler_mode='keep'."
         )
-
-
-def _losses(outputs: Any) -> torch.Tensor | None:
-    found = outputs.get("losses") if isinstance(outputs, dict) else None
-    return None if found is None else found.detach()
-
-
-def _predictions(outputs: Any) -> Predictions | None:
-    found = outputs.get("predictions") if isinstance(outputs, dict) else None
-    # The user's own entry of this name may be anything.
-    return found if isinstance(found, Predictions) else None
 
 
 def _num_added(trainer: Any, epoch: int | None = None) -> int:

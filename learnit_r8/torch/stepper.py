@@ -72,6 +72,8 @@ class Stepper:
         is_adding: Whether the next batch's gradient is added to others, so that nothing is done before it.
         max_norm: Longest gradient, as given.
         is_scaled: Whether losses are scaled, so that a gradient may overflow.
+        can_begin_anew: Whether a gradient can be computed once more: it is that of one batch, and nothing skips its
+            step.
 
     Args:
         optimizer: Takes the step.
@@ -97,6 +99,7 @@ class Stepper:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.is_scaled = self._scaler is not None
         self._is_sharded = any(map(is_shard, self._parameters()))
+        self.can_begin_anew = self._scaler is None and accumulate == 1 and not self._is_sharded
         self._num_added = 0
         self.is_adding = self.adds_later = False
         self._last_gradients: list[torch.Tensor | None] = []
@@ -171,11 +174,6 @@ class Stepper:
     def _note_step(self) -> None:
         self._num_added = 0
         self.is_adding = False
-
-    @property
-    def can_begin_anew(self) -> bool:
-        """Whether a gradient can be computed once more: it is that of one batch, and nothing skips its step."""
-        return self._scaler is None and self.accumulate == 1 and not self._is_sharded
 
     def norm(self) -> torch.Tensor:
         """0-dim, a norm of the gradient that is not finite if the gradient is not."""

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from ..engine.feed.feed import TrainerBatches
     from ..engine.settings import CommonSettings
-    from ..scheduler import R8Scheduler
     from ..torch import R8BatchSampler
 
     class TrainerSettings(CommonSettings, total=False):
@@ -719,15 +718,13 @@ class WholeEpoch(Sampler[Any]):
     Args:
         sampler: Draws the batches; it goes on where it was by itself.
         skips: Whether Trainer skips the batches that a checkpoint has had, as the next iteration begins.
+
+    Attributes:
+        r8: The scheduler.
     """
 
     def __init__(self, sampler: R8BatchSampler, *, skips: bool) -> None:
-        self._sampler, self._skips = sampler, skips
-
-    @property
-    def r8(self) -> R8Scheduler:
-        """The scheduler."""
-        return self._sampler.r8
+        self._sampler, self._skips, self.r8 = sampler, skips, sampler.r8
 
     def __iter__(self) -> Iterator[Any]:
         if self._skips:
