@@ -11,7 +11,7 @@ import numpy as np
 
 from ..state.callbacks import Callbacks, Repeat
 from ..triggers import Condition
-from .devices import check_devices, say_devices
+from .devices import OTHER_NUMBER, check_devices, num_devices
 from .examiner import Examiner
 from .live_values import RateFactor
 from .losses import StepRecorder
@@ -106,7 +106,9 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Attach the model, which is built by now; its state."""
         self._wire(self.model)
         assert self._state is not None
-        say_devices(self._r8, self._state.num_saved_devices, self.model)
+        saved, now = self._state.num_saved_devices, num_devices(self.model)
+        if saved not in (None, now):
+            self._r8.host.say_once("devices", OTHER_NUMBER.format(saved, now), is_warning=False)
         return self._state
 
     # A step.

@@ -363,6 +363,9 @@ class R8Mixin:
         Raises:
             RuntimeError: the training has not begun.
         """
+        return self._r8_current()
+
+    def _r8_current(self) -> Adapter:
         if self._r8_adapter is None:
             if self._r8_draws and getattr(self, "is_in_train", False):
                 raise RuntimeError(OTHER_LOADER.format(type(self).__name__))
@@ -471,9 +474,9 @@ class R8Mixin:
         if not self._r8_draws:
             self._r8_watch(num_training_steps)
         if own is not None:
-            save_along(own, self.r8)
+            save_along(own, self._r8_current())
             return own
-        self.lr_scheduler = self.r8.lr_scheduler
+        self.lr_scheduler = self._r8_current().lr_scheduler
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -560,7 +563,7 @@ class R8Mixin:
         if is_in_step:
             self._r8_is_judged = True
         trainer: Any = self
-        given, adapter, batches = dict(inputs), self.r8, self._r8_batches
+        given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
         # An epoch may end with fewer batches in a step.
         self._r8_own, self._r8_model = own, model
         self._r8_how = more, trainer.current_gradient_accumulation_steps
@@ -605,7 +608,7 @@ class R8Mixin:
 
     def _r8_report(self) -> bool:
         """Report what was noted of the batch, if it was not yet; returns whether it is to be learned from."""
-        adapter, batches = self.r8, self._r8_batches
+        adapter, batches = self._r8_current(), self._r8_batches
         if batches is None:
             return not adapter.has_noted or bool(adapter.report())
         noted, self._r8_noted = self._r8_noted, None
@@ -627,7 +630,7 @@ class R8Mixin:
 
     def _r8_note(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor) -> Any:
         """Note the losses of a batch; returns the loss to train on."""
-        adapter = self.r8
+        adapter = self._r8_current()
         ticket = adapter.in_hand
         with torch.set_grad_enabled(ticket.weights is not None):
             own = self.sample_losses(model, inputs, outputs)
@@ -650,7 +653,7 @@ class R8Mixin:
 
     def _r8_of_samples(self, own: SampleLosses, inputs: Mapping[str, Any], count: int) -> SampleLosses | None:
         """The losses if they are those of the batch's samples, or of documents that are; else None."""
-        r8 = self.r8.scheduler
+        r8 = self._r8_current().scheduler
         if len(own.losses) == count:
             if not r8.global_step and is_packed(inputs):
                 r8.host.say_once("packed", PACKED, is_warning=False)
