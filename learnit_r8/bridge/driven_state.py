@@ -117,7 +117,7 @@ class DrivenState:
         """
         leaves, make = take_apart(self._live())
         # A copy of a state has the same function: it holds on to no leaf.
-        return {"state": leaves, "make": make, "random": random_state()}
+        return {"state": leaves, "form": make, "random": random_state()}
 
     def collect(self) -> dict[str, Any]:
         """The state as `save` writes it; where it is on several processes, all of them must call it."""
@@ -152,7 +152,7 @@ class DrivenState:
             source = codec.decode(Path(source).read_bytes())
             restored = fit(unpack(source["state"]), self._live())
         else:
-            restored = source["make"](source["state"])
+            restored = source["form"](source["state"])
         self._place.state = restored
         self._num_loads += 1
         if not from_ram:
