@@ -66,9 +66,9 @@ class TrainFunction:
         @functools.wraps(make)
         def make_train_function(*args: Any, **kwargs: Any) -> Any:
             make(*args, **kwargs)
-            if getattr(model.train_function, "__self__", None) is not self:
+            if getattr(model.train_function, "around", None) is not self:
                 self._function = self._remade(model.train_function)
-                model.train_function = self._train
+                model.train_function = self._around()
             return model.train_function
 
         show = model._get_metrics_result_or_logs
@@ -127,8 +127,12 @@ class TrainFunction:
         values, self._values = self._values, {}
         return values
 
-    def _train(self, *args: Any) -> Any:
-        return self._call(*(args if self._state is None else self._begin(args)))
+    def _around(self) -> Callable[..., Any]:
+        def train_function(*args: Any) -> Any:
+            return self._call(*(args if self._state is None else self._begin(args)))
+
+        train_function.around = self  # type: ignore[attr-defined]
+        return train_function
 
     def _call(self, *args: Any) -> Any:
         assert self._function is not None
