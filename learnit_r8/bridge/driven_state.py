@@ -115,8 +115,9 @@ class DrivenState:
 
         The random generators of the process go with it.
         """
-        leaves, form = take_apart(self._live())
-        return {"state": leaves, "form": Form(form), "random": random_state()}
+        leaves, make = take_apart(self._live())
+        # A copy of a state has the same function: it holds on to no leaf.
+        return {"state": leaves, "form": make, "random": random_state()}
 
     def collect(self) -> dict[str, Any]:
         """The state as `save` writes it; where it is on several processes, all of them must call it."""
@@ -153,26 +154,12 @@ class DrivenState:
             source = codec.decode(Path(source).read_bytes())
             restored = fit(unpack(source["state"]), self._live())
         else:
-            restored = source["form"].make(source["state"])
+            restored = source["form"](source["state"])
         self._place.state = restored
         self._num_loads += 1
         if not from_ram:
             set_random_state(source["random"])
         return source.get(OWN)
-
-
-class Form:
-    """How to make a state of its leaves; one for all copies of them.
-
-    Args:
-        make: ``(leaves)``, returns the state.
-    """
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self.make = make
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Form:
-        return self
 
 
 def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -88,13 +88,14 @@ class ManagedState:
         _place: Place | None = None,
         _step: Callable[..., Any] | None = None,
     ) -> None:
+        # Those of `train_loop`: where `learnit_r8.loops.loop` keeps the state, and what runs a refused batch again.
         check_scheduler("scheduler", scheduler)
         if _place is None and scheduler in _KEPT:
             scheduler.host.say_once("managed again", MANAGED_AGAIN)
         _KEPT.add(scheduler)
         self._r8 = scheduler
         self._place: Place = SimpleNamespace(state=state) if _place is None else _place
-        self._processes = SharedProcesses.of(scheduler)
+        self._processes = SharedProcesses(scheduler) if jax.process_count() > 1 else None
         self._driven = DrivenState(self._place, gather=None if self._processes is None else whole)
         self._own_rate: float | None = None
         self.examiner: Examiner | None = None
@@ -104,18 +105,6 @@ class ManagedState:
                 self.examiner = examiner = Examiner(self._driven, _step)
                 callbacks = replace(callbacks, examine=examiner.examine, in_hand=examiner.collect)
             scheduler.host.adopt(callbacks, backup_every=backup_every)
-
-    @classmethod
-    def at(
-        cls,
-        place: Place,
-        scheduler: R8Scheduler,
-        backup_every: int | str | Condition | None,
-        *,
-        step: Callable[..., Any],
-    ) -> ManagedState:
-        """One whose state is kept elsewhere, as `learnit_r8.loops.loop` does; ``step`` runs a refused batch again."""
-        return cls(scheduler, place.state, backup_every=backup_every, _place=place, _step=step)
 
     @property
     def state(self) -> Any:
@@ -279,7 +268,7 @@ class Examiner:
         self.is_exact, self.missing = not self._driven.is_given_away, ""
         present = self._driven.read()
         assert self._hand is not None
-        self._present, self._parts = present, _parts_of_devices(present["form"].make(present["state"]), self._hand[0])
+        self._present, self._parts = present, _parts_of_devices(present["form"](present["state"]), self._hand[0])
         self.batch = self._join(self._hand[0])
         self.before = None if self._last is None else (self._join(self._last[0]), self._last[2])
         try:
@@ -289,7 +278,7 @@ class Examiner:
             return found if self.is_exact else found._replace(missing=DONATED)
         finally:
             # What changes in place, as modules of nnx, has its state again; all else was never changed.
-            present["form"].make(present["state"])
+            present["form"](present["state"])
             self.batch = self.before = None
 
     def collect(self) -> dict[str, Any]:
@@ -308,11 +297,11 @@ class Examiner:
     def run(self, batch: Any, weights: Any) -> Shown:
         """See `Subject`."""
         saved = self._present if weights is None else weights
-        state = saved["form"].make(saved["state"])
+        state = saved["form"](saved["state"])
         if self._watched is None:
             # Within another step it may keep no buffers.
             compile_anew: Any = jax.jit if _nnx_in(state) is None else _nnx_in(state).jit
-            self._watched = compile_anew(functools.partial(_call, self._step))
+            self._watched = compile_anew(lambda *given: self._step(*given))
         batch = _divided(batch, self._parts)
         self._seen.clear()
         with _watching(state, self._tell), _traced_anew():
@@ -355,10 +344,6 @@ class Examiner:
     @property
     def _num_rows(self) -> int:
         return next((len(each) for _, each in leaves(self.batch) if np.ndim(each)), 0)
-
-
-def _call(step: Callable[..., Any], state: Any, batch: Any, key: Any) -> Any:
-    return step(state, batch, key)
 
 
 def _parts_of_devices(state: Any, batch: Any) -> tuple[int, ...]:

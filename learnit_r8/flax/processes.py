@@ -81,11 +81,6 @@ class SharedProcesses(PartsOfRanks):
             raise ValueError(NOT_FIRST.format(", ".join(map(str, others.tolist()))))
         r8.host.share(self)
 
-    @classmethod
-    def of(cls, r8: R8Scheduler) -> SharedProcesses | None:
-        """The processes of a scheduler; None where there is one."""
-        return cls(r8) if jax.process_count() > 1 else None
-
     def check_same_run(self, facts: Mapping[str, Any]) -> None:
         """Raise RanksDiffer unless every process has built its scheduler with the same arguments."""
         check_same_run(facts, self.channel)

@@ -150,14 +150,27 @@ def _backup_every(given: Any, num_batches: int | None, scheduler: Any) -> Any:
     return given
 
 
-def _validation(step: Any, source: Any, num_batches: int | None) -> Validation | None:
+def _validation(step: Any, source: Any, num_batches: int | None) -> Callable[[Any, Any], dict[str, float]] | None:
+    """What returns the metrics' means over the samples, of a state and the key of an epoch; None without validation."""
     most = None if num_batches is None else whole_number("val_num_batches", num_batches, least=1)
     if (step is None) != (source is None):
         raise ValueError(f"val_step_fn and val_data_iterator must be given together, got {step!r} and {source!r}.")
     if step is None:
         return None
     _check_step("val_step_fn", step)
-    return Validation(step, ValidationBatches(source, most))
+    batches = ValidationBatches(source, most)
+
+    def validate(state: Any, epoch_key: Any) -> dict[str, float]:
+        means, keys, num_batches = RunningMeans(), step_keys(fold_in(epoch_key, _VALIDATION)), 0
+        for batch in batches:
+            _, metrics = step(state, batch, next(keys))
+            means.add(metrics, batch_size(batch))
+            num_batches += 1
+        if not num_batches:
+            raise ValueError(f"val_data_iterator must give at least one batch, got none from {batches!r}.")
+        return means.read()
+
+    return validate
 
 
 def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
@@ -374,19 +387,6 @@ def unpack_scheduler(r8: R8Scheduler, packed: Any) -> None:
     r8.load_state_dict(decode(np.asarray(packed, np.uint8).tobytes()))
 
 
-def save_training(
-    state: Any, directory: Path, *, epoch: int, history: dict[str, list[float]], key: Any, scheduler: Any
-) -> None:
-    """Write a checkpoint of a whole training: the state, and all that `train_loop` needs to go on."""
-    training = {
-        "epoch": epoch,
-        "history": {name: np.asarray(values, dtype=np.float64) for name, values in history.items()},
-        "key": pack(key),
-        "scheduler": None if scheduler is None else scheduler.state_dict(),
-    }
-    save_state(directory / f"{PREFIX}{epoch}", state, training=training)
-
-
 def newest_training(directory: Path) -> dict[str, Any] | None:
     """The content of the newest valid checkpoint of a training; None without. Warns of damaged ones and skips them."""
     for _, path in reversed(numbered(directory, PREFIX)):
@@ -408,34 +408,6 @@ _VALIDATION = 2**31 - 1
 """Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""
 
 
-class Validation:
-    """A validation after each epoch.
-
-    Args:
-        step: ``(state, batch, rng_key)``, returns a state and metrics.
-        batches: The same at each validation.
-    """
-
-    def __init__(self, step: Callable[..., Any], batches: ValidationBatches) -> None:
-        self._step, self._batches = step, batches
-
-    def run(self, state: Any, epoch_key: Any) -> dict[str, float]:
-        """The metrics' means over the samples.
-
-        Raises:
-            ValueError: there is no batch.
-        """
-        means, keys = RunningMeans(), step_keys(fold_in(epoch_key, _VALIDATION))
-        num_batches = 0
-        for batch in self._batches:
-            _, metrics = self._step(state, batch, next(keys))
-            means.add(metrics, batch_size(batch))
-            num_batches += 1
-        if not num_batches:
-            raise ValueError(f"val_data_iterator must give at least one batch, got none from {self._batches!r}.")
-        return means.read()
-
-
 @dataclass(eq=False, repr=False)
 class Training:
     """The moving parts of one `train_loop`, whose arguments these are.
@@ -448,7 +420,7 @@ class Training:
     data: Any
     num_epochs: int | None
     key: Any
-    validation: Validation | None
+    validation: Callable[[Any, Any], dict[str, float]] | None
     folder: Path | None
     checkpoint_every: int
     show_progress: bool
@@ -516,7 +488,9 @@ class Training:
     def begin(self, loop_state: LoopState) -> None:
         """Let the scheduler keep the state of the loop."""
         if self._r8 is not None:
-            self._managed = ManagedState.at(loop_state, self._r8, self.backup_every, step=self.train_step)
+            self._managed = ManagedState(
+                self._r8, loop_state.state, backup_every=self.backup_every, _place=loop_state, _step=self.train_step
+            )
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
@@ -612,18 +586,18 @@ class Training:
         self._means.close()
         self._unread.append(self._means)
         self._means = RunningMeans()
-        validated = {} if self.validation is None else self.validation.run(loop_state.state, self._epoch_key)
+        validated = {} if self.validation is None else self.validation(loop_state.state, self._epoch_key)
         val = {f"val_{name}": value for name, value in validated.items()}
         if self._r8 is not None and val:
             self._r8.log(**val)
         done = self._epoch + 1
         is_final = done == self.num_epochs or (is_drawn and self._r8.progress >= 1)
-        is_saved = self.folder is not None and (is_final or done % self.checkpoint_every == 0)
-        if not (val or is_saved or self.show_progress or self.logs_steps or len(self._unread) == MOST_UNREAD):
+        folder = self.folder if is_final or done % self.checkpoint_every == 0 else None
+        if not (val or folder or self.show_progress or self.logs_steps or len(self._unread) == MOST_UNREAD):
             return None
         new = self.read(val)
-        if is_saved:
-            self._save(loop_state.state)
+        if folder is not None:
+            self._save(loop_state.state, folder)
         if self.show_progress:
             self._show(new)
         logs = Logs()
@@ -654,10 +628,15 @@ class Training:
         seconds = time.monotonic() - self._began
         print(f"epoch {self._epoch + 1}{of}: {format_metrics(metrics)} ({seconds:.1f} s)", flush=True)
 
-    def _save(self, state: Any) -> None:
-        assert self.folder is not None
-        epoch = self._epoch + 1
-        save_training(state, self.folder, epoch=epoch, history=self.history, key=self.key, scheduler=self._r8)
+    def _save(self, state: Any, folder: Path) -> None:
+        """Write a checkpoint of the whole training: the state, and all that is needed to go on."""
+        training = {
+            "epoch": self._epoch + 1,
+            "history": {name: np.asarray(values, dtype=np.float64) for name, values in self.history.items()},
+            "key": pack(self.key),
+            "scheduler": None if self._r8 is None else self._r8.state_dict(),
+        }
+        save_state(folder / f"{PREFIX}{self._epoch + 1}", state, training=training)
 
 
 def _weighted(batch: Any, weights: Any) -> dict[str, Any]:

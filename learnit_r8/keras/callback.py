@@ -13,12 +13,10 @@ from ..state.callbacks import Repeat
 from ..state.tree import size_of
 from ..triggers import Condition
 from .dataset import R8Dataset
-from .devices import TOO_FEW, check_devices, num_replicas, say_devices, scope_of, split, strategy_of
-from .examiner import keep_model
-from .live_values import RateFactor
+from .devices import TOO_FEW, num_replicas, scope_of, split, strategy_of
+from .fit_callback import FitCallback
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback
-from .state import SETS_RATE, ModelState, rate_of
 from .train_function import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit
 
 if TYPE_CHECKING:
@@ -47,7 +45,7 @@ REFUSED = {
 RATE_CALLBACKS = "LearningRateScheduler", "ReduceLROnPlateau"
 
 
-class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
+class R8Callback(FitCallback):
     """Goes with an `R8Dataset` into ``model.fit(dataset, shuffle=False, callbacks=[R8Callback(dataset)])``.
 
     After each step it reports the loss of every sample in that step, before weights of samples and classes, and with a
@@ -87,7 +85,6 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(
         self, dataset: R8Dataset | R8Scheduler, model: Any = None, *, backup_every: int | str | Condition | None = None
     ) -> None:
-        super().__init__()
         if not isinstance(dataset, R8Dataset):
             raise TypeError(
                 f"dataset must be an R8Dataset, or an R8Scheduler without num_samples to keep your own data, got "
@@ -95,36 +92,25 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             )
         self.dataset = dataset
         self._prefetch = dataset.drawn
-        self._backup_every = backup_every
-        self._recorder: LossRecorder | None = None
-        self._rates: RateFactor | None = None
         self._ticket: Ticket | None = None
         self._witnesses: dict[bytes, Any] = {}
-        self._state: ModelState | None = None
         self._is_wrapped = False
-        if model is not None:
-            self._wire(model)
+        super().__init__(dataset.drawn.r8, model, backup_every)
 
-    def _wire(self, model: Any) -> None:
-        r8 = self._prefetch.r8
-        _check_model(model, keeps_rates=r8.host.rates.are_own)
-        recorder = self._recorder
-        repeat = None
-        if recorder is not None:
-            repeat = Repeat(lambda indices: np.asarray(indices).tobytes() in self._witnesses, self._loss_again)
-        self._state = keep_model(
-            r8, self._state, model, [model.optimizer], backup_every=self._backup_every,
-            function=None if recorder is None else recorder.function,
-            repeat=repeat,
-        )  # fmt: skip
+    def _optimizers_of(self, model: Any) -> list[Any]:
+        optimizer = getattr(model, "optimizer", None)
+        if optimizer is None:
+            raise ValueError(f"model must be compiled with an optimizer, got {model!r} without one; call compile().")
+        if model.steps_per_execution != 1:
+            raise ValueError(
+                f"steps_per_execution must be 1 with an R8Dataset, got {model.steps_per_execution!r}: losses of "
+                "samples come back after each step. To be healed alone, give R8Callback an R8Scheduler without "
+                "num_samples."
+            )
+        return [optimizer]
 
-    def set_model(self, model: Any) -> None:
-        """Take the model; Keras calls it as a ``fit`` begins."""
-        super().set_model(model)
-        r8 = self._prefetch.r8
-        _check_model(model, keeps_rates=r8.host.rates.are_own)
-        self._recorder = LossRecorder.of(model, r8.table.batch_size)
-        self._rates = RateFactor(model, [model.optimizer], self._recorder.live) if r8.host.rates.are_own else None
+    def _recorder_of(self, model: Any) -> LossRecorder:
+        return LossRecorder.of(model, self._r8.table.batch_size)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Check what can only be checked now, and attach the model."""
@@ -137,20 +123,19 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
             data: Any = local_of_fit("x") if self._is_wrapped else self.dataset
             with scope_of(self.model):
                 self.model._symbolic_build(data_batch=data[0])
-        self._wire(self.model)
-        assert self._state is not None
-        say_devices(self._prefetch.r8, self._state.num_saved_devices, self.model)
-        self._prefetch.r8.requests.stay_within(scope_of_fit(self.model))
+        self._begin_fit()
+        self._r8.requests.stay_within(scope_of_fit(self.model))
 
-    def _loss_again(self, indices: Any) -> float:
-        recorder = self._recorder
-        assert recorder is not None
-        recorder.function.repeat(self._witnesses[np.asarray(indices).tobytes()])
-        return float(np.mean(recorder.losses(len(indices))))
+    def _repeat(self, recorder: Any) -> Repeat:
+        def loss(indices: Any) -> float:
+            recorder.function.repeat(self._witnesses[np.asarray(indices).tobytes()])
+            return float(np.mean(recorder.losses(len(indices))))
+
+        return Repeat(lambda indices: np.asarray(indices).tobytes() in self._witnesses, loss)
 
     def _keep_witness(self, batch: Any) -> None:
         """Keep the batch in hand where weights may be tested with it."""
-        r8, ticket, witnesses = self._prefetch.r8, self._ticket, self._witnesses
+        r8, ticket, witnesses = self._r8, self._ticket, self._witnesses
         assert ticket is not None
         if batch is None or not r8.controller.wants_witness or size_of(batch) > MOST_KEPT_BYTES:
             return
@@ -164,7 +149,7 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
-        iterator, r8 = local_of_fit("epoch_iterator"), self._prefetch.r8
+        iterator, r8 = local_of_fit("epoch_iterator"), self._r8
         if self.dataset.is_finished:
             # The run was over when it was resumed.
             if iterator is not None:
@@ -203,81 +188,50 @@ class R8Callback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Set the learning rate."""
-        prefetch, state, recorder = self._prefetch, self._state, self._recorder
+        prefetch, state, r8 = self._prefetch, self._state, self._r8
         assert state is not None
-        assert recorder is not None
         if state.has_random:
             # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
-            state.resume_random(is_set=prefetch.r8.pace.place % prefetch.r8.steps_per_epoch > 0)
-        ticket = self._ticket = prefetch.begin()
-        if self._rates is None:
-            recorder.live.set(rate_of(self.model.optimizer), ticket.lr)
-        else:
-            self._rates.begin_step(prefetch.r8)
+            state.resume_random(is_set=r8.pace.place % r8.steps_per_epoch > 0)
+        self._ticket = prefetch.begin()
+        self._set_rate(self._ticket.lr)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Report the losses of the batch."""
-        model, recorder, r8 = self.model, self._recorder, self._prefetch.r8
-        assert recorder is not None
+        recorder: Any = self._recorder
+        r8, ticket = self._r8, self._ticket
         if self._is_wrapped and not self.dataset.was_fetched(batch):
             raise ValueError(OTHER_DATA.format(batch))
-        assert self._ticket is not None
-        losses = recorder.losses(len(self._ticket.indices))
+        assert ticket is not None
+        losses = recorder.losses(len(ticket.indices))
         if not recorder.is_exact:
             r8.host.say_once(
                 "keras loss",
                 "the model's loss is one number for the whole batch: losses of samples are estimated. Compile it with "
                 "a loss that gives one for each sample (Keras takes the mean itself).",
             )
-        if self._rates is not None:
+        if r8.host.rates.are_own:
             self._rates.take_back()
             r8.host.rates.tell(self._rates.value)
         predictions = recorder.predictions()
         self._keep_witness(recorder.function.batch)
-        try:
+        with self._reporting():
             self._prefetch.report(losses, predictions=predictions)
-        except BaseException:
-            # fit() ends without telling its callbacks.
-            r8.requests.leave()
-            raise
-        if r8.requests.is_pending:
-            # Now, as Keras has begun the next batch when it asks again.
-            r8.host.between_steps()
-        if r8.is_over:
-            model.stop_training = True
+            if r8.requests.is_pending:
+                # Now, as Keras has begun the next batch when it asks again.
+                r8.host.between_steps()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
-        r8 = self._prefetch.r8
-        if self.dataset.is_finished:
-            return
-        self.dataset.end_epoch()
-        values = {name: value for name, value in (logs or {}).items() if name != "step"}
-        # An epoch of refused batches alone has none.
-        if values:
-            r8.log(r8.global_step, **values)
-        r8.host.between_steps()
+        if not self.dataset.is_finished:
+            self.dataset.end_epoch()
+            super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give back what was not trained on, and end the workers."""
-        self._prefetch.r8.requests.leave()
+        self._r8.requests.leave()
         self.dataset.end_epoch()
         self.dataset.end_workers()
-
-
-def _check_model(model: Any, *, keeps_rates: bool) -> None:
-    optimizer = getattr(model, "optimizer", None)
-    if optimizer is None:
-        raise ValueError(f"model must be compiled with an optimizer, got {model!r} without one; call compile().")
-    rate = rate_of(optimizer)
-    if not keeps_rates and not isinstance(rate, keras.Variable):
-        raise ValueError(SETS_RATE.format(rate))
-    if model.steps_per_execution != 1:
-        raise ValueError(
-            f"steps_per_execution must be 1 with an R8Dataset, got {model.steps_per_execution!r}: losses of samples "
-            "come back after each step. To be healed alone, give R8Callback an R8Scheduler without num_samples."
-        )
-    check_devices(model)
 
 
 def check_fit(dataset: R8Dataset) -> bool:

@@ -47,6 +47,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         ValueError: a column of another length than N, or the scheduler searches for a learning rate.
 
     Attributes:
+        r8: As given.
         drawn: The batches of the epoch.
         is_finished: Whether the run was over before, as one that is resumed and had ended: ``fit`` trains nothing then.
         is_bare: Whether a batch is the inputs alone, and ``fit`` on them would hand them on without a tuple.
@@ -64,7 +65,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         max_queue_size: int = 10,
     ) -> None:
         super().__init__()
-        self.drawn = Prefetch.of_epochs(r8)
+        self.r8, self.drawn = r8, Prefetch.of_epochs(r8)
         self.is_finished = r8.is_over
         self.is_bare = (
             y is None and sample_weight is None and not isinstance(x, (tuple, list)) and not r8.policy.selects
@@ -98,8 +99,6 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             ImportError: TensorFlow is not installed.
             TypeError, ValueError: as for R8Dataset.
         """
-        from .dataset import SamplePipeline
-
         return SamplePipeline(tensors, r8)
 
     @classmethod
@@ -115,14 +114,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             TypeError: it is no ``tf.data.Dataset``.
             ValueError: it is batched, shuffles or repeats, or as for R8Dataset.
         """
-        from .dataset import SamplePipeline, samples_of
-
         return SamplePipeline(samples_of(dataset, r8.table.num_samples), r8)
-
-    @property
-    def r8(self) -> R8Scheduler:
-        """The scheduler."""
-        return self.drawn.r8
 
     def __len__(self) -> int:
         """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.
@@ -147,24 +139,21 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             IndexError: an abandoned loader asks after the end of its epoch.
         """
         tickets = self.drawn.epoch
-        batch: tuple[Any, ...]
         if self.is_finished:
-            batch = self._first()
-            return batch
+            return self._first()
         if not tickets:
             if isinstance(threading.current_thread(), threading._DummyThread):
                 # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.
                 raise IndexError(f"index must be of an epoch that has begun, got {index!r} between two epochs.")
             tickets = self.drawn.draw_epoch()
         self._fetched.add(index)
-        batch = self._batch(index, tickets[index])
-        return batch
+        return self._batch(index, tickets[index])
 
-    def _first(self) -> Any:
+    def _first(self) -> tuple[Any, ...]:
         """A batch to look at, where none is drawn."""
         return tuple(each for each in take_rows(self._data, np.arange(1)) if each is not None)
 
-    def _batch(self, index: int, ticket: Ticket) -> Any:
+    def _batch(self, index: int, ticket: Ticket) -> tuple[Any, ...]:
         x, y, own = self._rows(index, ticket.indices)
         if self._is_weighted:
             return x, y, _product(own, ticket.weights, len(ticket.indices))

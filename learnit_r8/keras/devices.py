@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 from keras import ops
-
-if TYPE_CHECKING:
-    from ..scheduler import R8Scheduler
 
 try:
     from keras.src.losses.loss import unscale_loss_for_distribution
@@ -62,13 +59,6 @@ def num_devices(model: Any) -> int:
     """Devices that a model is trained on."""
     distribution = _distribution()
     return num_replicas(model) if distribution is None else int(distribution.device_mesh.devices.size)
-
-
-def say_devices(r8: R8Scheduler, num_saved: int | None, model: Any) -> None:
-    """Tell of a resume on another number of devices than that of the saved run, if there was one."""
-    now = num_devices(model)
-    if num_saved not in (None, now):
-        r8.host.say_once("devices", OTHER_NUMBER.format(num_saved, now), is_warning=False)
 
 
 def check_devices(model: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,57 +14,13 @@ from numpy.typing import NDArray
 
 from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..recovery.cause import Finding, Refusal
-from ..state.callbacks import Callbacks, Repeat
 from ..state.tree import clone
 from .losses import sample_losses
-from .state import ModelState, as_numpy, trains_all
-from .train_function import TrainFunction
-
-if TYPE_CHECKING:
-    from ..scheduler import R8Scheduler
+from .state import ModelState, as_numpy
 
 NO_BATCH = "the batch is not known: only a step on one device holds it, and not a call that takes several steps"
 FORWARD_ONLY = "the forward pass alone was run again, on the weights after the refused step or on those of a backup"
 MANY_REPLICAS = "with several replicas nothing is run again"
-
-
-def keep_model(
-    r8: R8Scheduler,
-    before: ModelState | None,
-    model: Any,
-    optimizers: Sequence[Any],
-    *,
-    backup_every: Any,
-    function: TrainFunction | None = None,
-    repeat: Repeat | None = None,
-) -> ModelState:
-    """Let a scheduler keep a model, and look for the causes of its refusals; returns the state, which may be known.
-
-    Args:
-        r8: The scheduler.
-        before: The state that it has kept so far; None for none.
-        model: The model.
-        optimizers: Those of the model, the one it was compiled with first.
-        backup_every: See `R8Callback`.
-        function: The training function of the model, whose steps are undone; None before a ``fit``.
-        repeat: Takes the loss of a batch once more.
-    """
-    # Compiled again: what was kept is of another optimizer.
-    is_other = before is not None and not before.is_of(model, *optimizers)
-    state = before
-    if state is None or is_other:
-        state = ModelState(
-            model, optimizers[0], others=optimizers[1:], keeps_rates=r8.host.rates.are_own, waits=not trains_all(model)
-        )
-    if function is not None:
-        function.watch(state, r8.check)
-    examiner = Examiner(model, state, lambda: None if function is None else function.batch, weighs=r8.feed is not None)
-    callbacks = Callbacks(
-        state.save, state.load, state.read, examine=examiner.examine, in_hand=examiner.collect,
-        undo=None if function is None else function.undo, repeat=repeat,
-    )  # fmt: skip
-    r8.host.adopt(callbacks, backup_every=backup_every, is_other=is_other)
-    return state
 
 
 class Examiner:

@@ -28,13 +28,20 @@ class LiveValues:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._is_jax = keras.backend.backend() == "jax"
-        self._places: dict[int, tuple[str, int]] = {}
-        self._lengths: tuple[int, ...] = ()
 
     def read(self, variable: Any) -> NDArray[Any]:
         """The value, where it can be seen without a copy."""
-        values, position = self._place_of(variable)
-        return as_numpy(variable) if values is None else np.asarray(values[position])
+        model = self._model
+        is_carried = self._is_jax and not getattr(model, "_jax_state_synced", True)
+        carried = getattr(model, "_jax_state", None) if is_carried else None
+        if carried:
+            owners = {"metrics_variables": model.metrics_variables, "optimizer_variables": model.optimizer.variables}
+            for kind, own in owners.items():
+                # Metrics are built in the first step; and one of another optimizer, say, is in neither list.
+                for each, value in zip(own, carried[kind], strict=False):
+                    if each is variable:
+                        return np.asarray(value)
+        return as_numpy(variable)
 
     def set(self, variable: Any, number: float) -> None:
         """Set a variable that is one number."""
@@ -42,10 +49,8 @@ class LiveValues:
         self.sync()
         own = variable.value
         if type(own).__name__ == "ResourceVariable":
-            import tensorflow as tf
-
-            # Past all conversions: a third of the time of TensorFlow's own `assign`.
-            tf.raw_ops.AssignVariableOp(resource=own.handle, value=tf.constant(number, own.dtype))
+            # Past the conversions of Keras, which take several times as long.
+            own.assign(number, read_value=False)
         else:
             variable.assign(number)
 
@@ -53,31 +58,6 @@ class LiveValues:
         """Bring all values back to the variables; they are set there until the next step begins."""
         if self._is_jax:
             self._model.jax_state_sync()
-
-    def search_again(self) -> None:
-        """Look for all variables again; the model may have been compiled again."""
-        self._lengths = ()
-
-    def _place_of(self, variable: Any) -> tuple[Any, int]:
-        """The list that holds the value, and where; None and 0 if the variable itself does."""
-        model = self._model
-        if not self._is_jax or getattr(model, "_jax_state_synced", True) or not getattr(model, "_jax_state", None):
-            return None, 0
-        state = model._jax_state
-        lengths = tuple(len(state[kind]) for kind in ("metrics_variables", "optimizer_variables"))
-        if lengths != self._lengths:
-            # Metrics are built in the first step.
-            self._lengths = lengths
-            owners = {"metrics_variables": model.metrics_variables, "optimizer_variables": model.optimizer.variables}
-            self._places = {
-                id(each): (kind, position) for kind, own in owners.items() for position, each in enumerate(own)
-            }
-        found = self._places.get(id(variable))
-        if found is None:
-            # Of another optimizer, say, which the trainer does not carry.
-            return None, 0
-        kind, position = found
-        return state[kind], position
 
 
 class CarriedVariable(keras.metrics.Metric):  # type: ignore[misc]

@@ -59,7 +59,12 @@ class Batches:
     """
 
     def __init__(self, r8: R8Scheduler, data: Any = None, *, prefetch: int = 2) -> None:
-        tf = _tensorflow()
+        try:
+            import tensorflow as tf
+        except ImportError as error:
+            raise ImportError(
+                f"batch_dataset() needs TensorFlow, which could not be imported; {how_to_install('tensorflow')}."
+            ) from error
         if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < -1:
             raise ValueError(f"prefetch must be a whole number >= -1, got {prefetch!r}.")
         self._prefetch = Prefetch.of_epochs(r8)
@@ -123,13 +128,3 @@ class Batches:
             ValueError: losses or predictions do not fit the batch. Nothing was changed.
         """
         return self._prefetch.report(losses, predictions=predictions)
-
-
-def _tensorflow() -> Any:
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ImportError(
-            f"batch_dataset() needs TensorFlow, which could not be imported; {how_to_install('tensorflow')}."
-        ) from error
-    return tf

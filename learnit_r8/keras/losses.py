@@ -109,10 +109,12 @@ def _judged(given: Any, scores: Any, *, from_logits: bool) -> Predictions:
 
 
 try:
-    from keras.src.backend import get_keras_mask as _get_keras_mask
+    # Tensors of JAX take no attributes; Keras keeps a list of theirs.
+    from keras.src.backend import get_keras_mask as mask_of
 except ImportError:
 
-    def _get_keras_mask(tensor: Any) -> Any:
+    def mask_of(tensor: Any) -> Any:
+        """The mask that Keras layers leave on a tensor, or None."""
         return getattr(tensor, "_keras_mask", None)
 
 
@@ -143,12 +145,6 @@ def sample_losses(loss: Any, y_true: Any, y_pred: Any) -> Any:
     if not len(losses.shape):
         raise ValueError(f"loss must give one number for each sample, got one for all of them from {loss!r}.")
     return per_sample(losses, mask_of(y_pred))
-
-
-def mask_of(tensor: Any) -> Any:
-    """The mask that Keras layers leave on a tensor, or None."""
-    # Tensors of JAX take no attributes; Keras keeps a list of theirs.
-    return _get_keras_mask(tensor)
 
 
 def per_sample(losses: Any, mask: Any = None) -> Any:
@@ -235,7 +231,6 @@ class StepRecorder:
 
     def begin(self) -> None:
         """Note that the next step that is written is that of the next batch."""
-        self.live.search_again()
         self.function.begin_epoch()
         self.function.take()
         if self._memory is not None:

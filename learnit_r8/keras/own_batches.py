@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from ..bridge.host import expect_rivals
@@ -16,11 +15,11 @@ from ..engine.feed.replay import drop
 from ..state.callbacks import Repeat
 from ..triggers import Condition
 from .dataset import has_stage
-from .devices import check_devices, say_devices, scope_of, unscale_loss
-from .examiner import keep_model
+from .devices import scope_of, unscale_loss
+from .fit_callback import FitCallback
 from .live_values import RateFactor
 from .losses import Heard, StepMemory, StepRecorder
-from .state import SETS_RATE, ModelState, rate_of
+from .state import ModelState
 from .train_function import check_alone, local_of_fit, scope_of_fit
 
 try:
@@ -212,7 +211,7 @@ class _Ring(StepMemory):
         self.values.assign(ops.concatenate([kept, ops.mod(values[-1:] + 1.0, float(self.modulus))]))
 
 
-class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
+class OwnBatchesCallback(FitCallback):
     """What `R8Callback` makes of an `R8Scheduler` without ``num_samples``: ``fit`` keeps its data, R8 heals the model.
 
     Any data goes (``tf.data``, generators, arrays), with ``steps_per_execution``, weights of classes and samples,
@@ -231,40 +230,37 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """
 
     def __init__(self, dataset: Any, model: Any = None, *, backup_every: int | str | Condition | None = None) -> None:
-        super().__init__()
-        self._r8, self._backup_every = dataset, backup_every
         self._batches = dataset.follow(counts_epochs=True)
-        self._state: ModelState | None = None
         self._is_rewound = False
-        self._losses: StepLosses | None = None
-        if model is not None:
-            self._wire(model)
+        super().__init__(dataset, model, backup_every)
 
-    def _wire(self, model: Any) -> None:
-        check_devices(model)
-        losses = self._losses
-        self._state = keep_model(
-            self._r8, self._state, model, _optimizers_of(model), backup_every=self._backup_every,
-            function=None if losses is None else losses.function,
-            repeat=None if losses is None else Repeat(lambda batch: batch is not None, self._loss_again),
-        )  # fmt: skip
+    def _optimizers_of(self, model: Any) -> list[Any]:
+        """The optimizer that a model was compiled with, and those that it has as attributes."""
+        found = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
+        compiled = getattr(model, "optimizer", None)
+        if compiled is not None:
+            found.insert(0, compiled)
+        found = [each for number, each in enumerate(found) if not any(each is other for other in found[:number])]
+        if not found:
+            raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
+        return found
 
-    def _loss_again(self, batch: Any) -> float:
-        assert self._losses is not None
-        self._losses.function.repeat(batch)
-        return sum(self._losses.read(None))
+    def _recorder_of(self, model: Any) -> StepLosses:
+        return StepLosses.of(model, model.steps_per_execution)
+
+    def _repeat(self, recorder: Any) -> Repeat:
+        def loss(batch: Any) -> float:
+            recorder.function.repeat(batch)
+            return float(sum(recorder.read(None)))
+
+        return Repeat(lambda batch: batch is not None, loss)
 
     def set_model(self, model: Any) -> None:
-        """Keras' word that a ``fit`` begins."""
+        """Take the model; Keras calls it as a ``fit`` begins."""
         super().set_model(model)
-        optimizers = _optimizers_of(model)
-        rate = rate_of(optimizers[0])
-        if not self._r8.host.rates.are_own and not isinstance(rate, keras.Variable):
-            raise ValueError(SETS_RATE.format(rate))
-        self._losses = StepLosses.of(model, model.steps_per_execution)
-        self._rates = RateFactor(model, optimizers, self._losses.live)
-        self._num_optimizers = len(optimizers)
-        self._losses.rates = self._rates
+        losses: Any = self._recorder
+        losses.rates = self._rates
+        self._num_optimizers = len(self._optimizers_of(model))
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model; TensorFlow's trainer leaves it to the first step to build it."""
@@ -274,16 +270,12 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
             # One that cannot be built so is refused as it is wired.
             with scope_of(self.model), contextlib.suppress(RuntimeError):
                 self.model._symbolic_build(data_batch=data.element_spec)
-        self._wire(self.model)
-        assert self._state is not None
-        say_devices(self._r8, self._state.num_saved_devices, self.model)
-        self._rewind()
+        self._rewind(self._begin_fit())
         self._batches.begin_run(scope_of_fit(self.model))
 
-    def _rewind(self) -> None:
+    def _rewind(self, state: ModelState) -> None:
         """Pass over the epochs that a resumed run has had: a shuffle of ``tf.data`` draws a seed for each iterator."""
-        assert self._state is not None
-        if self._state.num_saved_devices is None or self._is_rewound:
+        if state.num_saved_devices is None or self._is_rewound:
             return
         self._is_rewound = True
         data, host = local_of_fit("x"), self._r8.host
@@ -323,33 +315,26 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
         num_had, iterator = self._batches.begin_pass(epoch), local_of_fit("epoch_iterator")
         if num_had:
             iterator._enumerate_iterator = functools.partial(_behind, iterator, num_had, self._r8.host)
-        assert self._losses is not None
-        self._losses.begin()
+        assert self._recorder is not None
+        self._recorder.begin()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Do what is due between two steps, and lower the rate where recovery asks for it."""
-        r8 = self._r8
-        assert self._losses is not None
-        if not self._batches.begin():
-            return
-        if not r8.host.rates.are_own:
-            self._losses.live.set(rate_of(self.model.optimizer), r8.lr)
-            return
-        self._rates.begin_step(r8)
+        if self._batches.begin():
+            self._set_rate(self._r8.lr)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Report the losses of the step, or of all those that ``steps_per_execution`` has taken at once."""
+        recorder: Any = self._recorder
         r8, batches = self._r8, self._batches
-        assert self._losses is not None
         was_lowered = self._rates.take_back()
-        losses = self._losses.read(logs)
-        rate = self._losses.rate
-        if rate is None or was_lowered or self._rates.variable is not self._losses.rate_variable:
+        losses, rate = recorder.read(logs), recorder.rate
+        if rate is None or was_lowered or self._rates.variable is not recorder.rate_variable:
             rate = self._rates.value
         is_undone = False
-        batches.note_batch(self._losses.function.batch)
-        expect_rivals(r8, self._losses.num_losses, self._num_optimizers)
-        try:
+        batches.note_batch(recorder.function.batch)
+        expect_rivals(r8, recorder.num_losses, self._num_optimizers)
+        with self._reporting():
             for number, loss in enumerate(losses):
                 if not (batches.begin_more() if number else batches.is_watched):
                     break
@@ -360,22 +345,12 @@ class OwnBatchesCallback(keras.callbacks.Callback):  # type: ignore[misc]
                 outcome = r8.update_with_loss(loss, lr=rate if r8.host.rates.are_own and rate == rate else None)
                 # What is left of the call is of the weights under test, within a few updates, or of none any more.
                 is_undone = not outcome and not r8.host.controller.experiment.is_partway
-        except BaseException:
-            # fit() ends without telling its callbacks.
-            r8.requests.leave()
-            raise
-        if r8.is_over:
-            self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
-        r8 = self._r8
         # TensorFlow's trainer begins a batch before it asks data of unknown length for it.
         self._batches.end_pass(ran_out=True)
-        numbers = {name: value for name, value in (logs or {}).items() if name != "step" and np.ndim(value) == 0}
-        if numbers:
-            r8.log(r8.global_step, **numbers)
-        r8.host.between_steps()
+        super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Note that the training has ended."""
@@ -398,15 +373,3 @@ def _behind(iterator: Any, count: int, run: Any) -> Iterator[Any]:
         if not number:
             drop(run.announcer, batches, count)
     yield from steps
-
-
-def _optimizers_of(model: Any) -> list[Any]:
-    """The optimizer that a model was compiled with, and those that it has as attributes."""
-    found = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
-    compiled = getattr(model, "optimizer", None)
-    if compiled is not None:
-        found.insert(0, compiled)
-    found = [each for number, each in enumerate(found) if not any(each is other for other in found[:number])]
-    if not found:
-        raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
-    return found

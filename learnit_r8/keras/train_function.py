@@ -68,7 +68,7 @@ class TrainFunction:
             make(*args, **kwargs)
             if getattr(model.train_function, "around", None) is not self:
                 self._function = self._remade(model.train_function)
-                model.train_function = self._around(self._function)
+                model.train_function = self._around()
             return model.train_function
 
         show = model._get_metrics_result_or_logs
@@ -127,19 +127,18 @@ class TrainFunction:
         values, self._values = self._values, {}
         return values
 
-    def _around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _around(self) -> Callable[..., Any]:
         def train_function(*args: Any) -> Any:
-            if self._state is not None:
-                args = self._begin(args)
-            return self._call(function, args)
+            return self._call(*(args if self._state is None else self._begin(args)))
 
         train_function.around = self  # type: ignore[attr-defined]
         return train_function
 
-    def _call(self, function: Callable[..., Any], args: Any) -> Any:
+    def _call(self, *args: Any) -> Any:
+        assert self._function is not None
         self._is_within = True
         try:
-            done = function(*args)
+            done = self._function(*args)
         finally:
             self._is_within = False
         # JAX hands the state on beside the logs.
@@ -314,7 +313,6 @@ class TrainFunction:
         Args:
             batch: What `batch` was after an earlier step.
         """
-        assert self._function is not None
         random, in_hand, logs = random_state(), self.batch, (self._logs_before, self._logs)
         # What the last step has kept is overwritten.
         self._before = None
@@ -325,7 +323,7 @@ class TrainFunction:
             variables = [each for kind in self._state.variables() for each in kind if not each.path.startswith("r8_")]
             before = [np.array(as_numpy(each)) for each in variables]
             try:
-                self._call(self._function, ([batch] if self._back_end == "torch" else self._iterator_of(batch),))
+                self._call([batch] if self._back_end == "torch" else self._iterator_of(batch))
             finally:
                 for variable, value in zip(variables, before, strict=True):
                     variable.assign(value)
@@ -334,9 +332,8 @@ class TrainFunction:
 
     def _repeat_on_jax(self, batch: Any) -> None:
         self._model.jax_state_sync()
-        assert self._function is not None
         state = self._read_carried(tuple([each.value for each in variables] for variables in self._carried()))
-        _, done = self._call(self._function, (state, iter([batch])))
+        _, done = self._call(state, iter([batch]))
         for variable, value in zip(self._model.metrics_variables, done[3], strict=True):
             if variable.path.startswith("r8_"):
                 variable.assign(value)

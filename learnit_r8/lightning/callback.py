@@ -22,7 +22,7 @@ from ..torch.attachment import attach
 from ..torch.losses import check_labels, cross_entropies, read_losses
 from ..torch.predictions import predictions_of
 from ..torch.state import as_arrays
-from ..torch.trainer_step import TrainerStep, gradients_of, uncounted
+from ..torch.trainer_step import LastForward, gradients_of, note_counts, uncounted
 from .loader import WEIGHTED, R8Loader
 
 if TYPE_CHECKING:
@@ -214,9 +214,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
     @property
     def _keeps_rates(self) -> bool:
         """Whether the learning rate is left to the module's own scheduler."""
-        if self._loader is not None:
-            return bool(head_of(self._loader.settings.get("scheduler_mode")) == "keep")
-        return bool(head_of(self._settings.get("scheduler_mode", "keep")) == "keep")
+        settings = {"scheduler_mode": "keep", **self._settings} if self._loader is None else self._loader.settings
+        return bool(head_of(settings.get("scheduler_mode")) == "keep")
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state of the scheduler, for Lightning's checkpoints; called on all processes."""
@@ -350,8 +349,9 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._adapter.hold((args, kwargs))
         if self._batches is not None:
             self._batches.note_batch((args, kwargs))
+        put_back = note_counts(pl_module, skipped="_")
         with (
-            TrainerStep(pl_module, pl_module, num_ranks=self._adapter.num_ranks, skipped="_") as step,
+            LastForward(pl_module, lambda: self._adapter.num_ranks == 1) as step,
             _logging_to(pl_module, lambda *log, **more: logged.append((log, more))),
         ):
             outputs = self._own_step(*args, **kwargs)
@@ -379,7 +379,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             for log, more in logged:
                 pl_module.log(*log, **more)
             return outputs
-        step.put_back()
+        put_back()
         for parameter, gradient in self._kept:
             # Those of a refused batch must not be added to the next one's.
             if id(parameter) not in self._stepped:
@@ -483,7 +483,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             return is_skipped or bool(adapter.report(_loss(outputs, found)))
         if adapter.in_hand.weights is not None:
             raise ValueError(WEIGHTED)
-        losses, predictions = _losses(outputs), _predictions(outputs)
+        returned = outputs if isinstance(outputs, dict) else {}
+        losses, predictions = returned.get("losses"), returned.get("predictions")
+        if not isinstance(predictions, Predictions):
+            # The user's own entry of this name may be anything.
+            predictions = None
         if losses is None and is_skipped:
             adapter.skip()
             return True
@@ -492,7 +496,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             if predictions is not None:
                 check_labels(losses.reshape(()))
             return bool(adapter.report(losses))
-        return bool(adapter.report(losses, predictions=predictions))
+        return bool(adapter.report(losses.detach(), predictions=predictions))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Report the losses on their way, as the weights that are kept are to be validated."""
@@ -626,17 +630,6 @@ def _check(trainer: Any, *, draws: bool, keeps_rates: bool, saved: dict[str, Any
             f"configure_optimizers() must return no rate scheduler, as R8Scheduler sets the rate, got {schedulers}; "
             "leave it out, or set scheduler_mode='keep'."
         )
-
-
-def _losses(outputs: Any) -> torch.Tensor | None:
-    found = outputs.get("losses") if isinstance(outputs, dict) else None
-    return None if found is None else found.detach()
-
-
-def _predictions(outputs: Any) -> Predictions | None:
-    found = outputs.get("predictions") if isinstance(outputs, dict) else None
-    # The user's own entry of this name may be anything.
-    return found if isinstance(found, Predictions) else None
 
 
 def _num_added(trainer: Any, epoch: int | None = None) -> int:

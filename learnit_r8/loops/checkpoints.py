@@ -23,22 +23,6 @@ if TYPE_CHECKING:
     from .state import LoopState
 
 
-class Kept:
-    """A copy of a state that later steps cannot change.
-
-    Args:
-        state: Of a loop.
-    """
-
-    def __init__(self, state: Any) -> None:
-        leaves, self._make = take_apart(state)
-        self._leaves = clone(leaves)
-
-    def put_back(self) -> Any:
-        """The state as it was; objects with ``load_state_dict`` in it are changed in place."""
-        return self._make(clone(self._leaves))
-
-
 def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:
     """Write a state to a file, whole or not at all; reading it runs no code.
 
@@ -203,7 +187,10 @@ class early_stopping:
         self._others = None
         if self._rule.improves(float(as_scalar(value))):
             self._since = loop_state.elapsed
-            self._kept = Kept(loop_state.state) if self._restores else None
+            if self._restores:
+                leaves, make = take_apart(loop_state.state)
+                # Copies, as later steps may change what they are made of.
+                self._kept = make, clone(leaves)
             return
         is_over = (
             self._rule.is_over if self._period is None else self._period.share(loop_state.elapsed, self._since) >= 1
@@ -220,4 +207,5 @@ class early_stopping:
                 f"never stopped; there were {sorted(self._others)}."
             )
         if self._restores and self.best is not None:
-            loop_state.state = self._kept.put_back()
+            make, leaves = self._kept
+            loop_state.state = make(clone(leaves))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
 import time
@@ -246,31 +247,29 @@ class Task(NamedTuple):
     loss_fn: LossFunction
     last_label: bool
 
-    def trainer(self) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
-        """A function that trains one batch and returns its loss, detached and not read from the device."""
+    def take_step(self, compute: Callable[[], Any], *, by_closure: bool) -> Any:
+        """Take a step of the optimizer on the loss that a function computes; returns it, not read from the device.
+
+        Args:
+            compute: Returns the loss, 0-dim.
+            by_closure: As `needs_closure`: whether the optimizer itself computes the loss, as often as it likes.
+        """
         import torch
 
-        _, model, optimizer, loss_fn, last_label = self
-        forget_casts = torch.clear_autocast_cache
-
-        def forward_and_backward(batch: Sequence[torch.Tensor]) -> torch.Tensor:
+        def forward_and_backward() -> Any:
             # In a reader's autocast block, cast weights would outlive the step that changed the weights.
-            forget_casts()
-            optimizer.zero_grad()
-            loss = batch_loss(model, batch, loss_fn, last_label)
+            torch.clear_autocast_cache()
+            self.optimizer.zero_grad()
+            loss = compute()
             loss.backward()
-            return loss.detach()  # type: ignore[no-any-return]
+            return loss.detach()
 
-        def train_batch(batch: Sequence[torch.Tensor]) -> torch.Tensor:
-            loss = forward_and_backward(batch)
-            optimizer.step()
-            return loss
-
-        def train_by_closure(batch: Sequence[torch.Tensor]) -> torch.Tensor:
-            step: Any = optimizer.step
-            return step(lambda: forward_and_backward(batch))  # type: ignore[no-any-return]
-
-        return train_by_closure if needs_closure(optimizer) else train_batch
+        step: Any = self.optimizer.step
+        if by_closure:
+            return step(forward_and_backward)
+        loss = forward_and_backward()
+        step()
+        return loss
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
@@ -372,22 +371,13 @@ class DrawnEpochs:
             outcome = self._prefetch.report(on_host, predictions=predictions)
         if not outcome:
             return None
-        step: Any = self._task.optimizer.step
+        by_closure = self._needs_closure
         try:
-            if self._needs_closure:
-                step(lambda: self._backward(self._losses(ticket)[0]))
-            else:
-                self._backward(loss)
-                step()
+            self._task.take_step(lambda: self._losses(ticket)[0] if by_closure else loss, by_closure=by_closure)
         except Exception as error:
             self._r8.host.say_once("step raised", STEP_RAISED.format(ticket.step, type(error).__name__))
             raise
         return loss.detach()  # type: ignore[no-any-return]
-
-    def _backward(self, loss: Any) -> Any:
-        self._task.optimizer.zero_grad()
-        loss.backward()
-        return loss
 
     def _losses(self, ticket: Ticket) -> tuple[Any, Any, tuple[Any, Any] | None]:
         """The loss to train on, 0-dim; the losses to report, float[B] where the loss function allows it; and then the
@@ -569,10 +559,11 @@ class _ShuffledEpochs:
                 f"loss was {self._loss}; lower the learning rate, or pass scheduler=R8Scheduler(...), which refuses "
                 "such batches."
             )
-        train_batch, mean = task.trainer(), MeanLoss(task.loss_fn)
+        by_closure, mean = needs_closure(task.optimizer), MeanLoss(task.loss_fn)
         batches = shuffled(task.data, count, size, self._generator) if self._shuffle else in_order(task.data, size)
         for batch in moved(batches, device_of(task.model), task.data):
-            mean.add(train_batch(batch), len(batch[0]))
+            compute = functools.partial(batch_loss, task.model, batch, task.loss_fn, task.last_label)
+            mean.add(task.take_step(compute, by_closure=by_closure), len(batch[0]))
         self.step += 1
         self._loss = mean.value()
         return self._loss, count

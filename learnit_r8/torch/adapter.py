@@ -297,13 +297,10 @@ class Adapter:
         1
         """
         before = self._num_noted()
-        with LastForward(self._model) as forward:
-            try:
-                yield
-            except Exception as error:
-                if self.num_ranks > 1 or self._num_noted() != before or not forward.explains(error):
-                    raise
-                self.refuse()
+        with LastForward(self._model, lambda: self.num_ranks == 1 and self._num_noted() == before) as forward:
+            yield
+        if forward.has_raised:
+            self.refuse()
 
     def _num_noted(self) -> int:
         """Losses noted or reported so far."""
@@ -635,13 +632,13 @@ class Adapter:
         One that the scheduler has drawn comes again at the end of the epoch; one of your own does not, and counts as no
         step.
         """
-        if self._feed is None:
-            if not self._losses.skip():
-                self.sampler.skip()
-            return
         noted, self._losses.recorded = self._losses.recorded, None
-        source = self._feed.source
-        ticket, source.open = source.open if noted is None else noted[0].ticket, None
+        ticket = None if noted is None else noted[0].ticket
+        if self._feed is not None:
+            source = self._feed.source
+            ticket, source.open = source.open if ticket is None else ticket, None
+        elif ticket is None:
+            self.sampler.skip()
         if ticket is not None and ticket.is_out:
             self.scheduler.give_up(ticket, on_purpose=True)
 
@@ -775,7 +772,11 @@ class Adapter:
         Raises:
             ValueError: it is of another run. Then nothing was changed.
         """
-        self._losses.load_scheduler(state)
+        if self.rates is not None:
+            # Whoever loads the scheduler has loaded the optimizer too, with its rates.
+            self.rates.expect_any()
+        self.scheduler.load_state_dict(state)
+        self._losses.set_rates(self.scheduler.lr)
 
     # The end.
 

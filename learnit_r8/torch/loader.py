@@ -354,6 +354,9 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
         sharing: Selects this process's part of a batch.
 
+    Attributes:
+        r8: The scheduler.
+
     Raises:
         TypeError: ``r8`` is not an R8Scheduler.
         ValueError: ``ahead`` is negative, or the scheduler takes batches of the user's own.
@@ -377,7 +380,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         ahead: int = 0,
         sharing: Sharing = ALONE,
     ) -> None:
-        self.batches = Prefetch.of(r8)
+        self.r8, self.batches = r8, Prefetch.of(r8)
         if r8.feed is not None:
             raise ValueError("r8 must be an R8Scheduler with num_samples, which draws the batches, got one without.")
         self.ahead = whole_number("ahead", ahead, least=0)
@@ -385,27 +388,19 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         self._numbered = numbered
         self._sharing = sharing
 
-    @property
-    def r8(self) -> R8Scheduler:
-        """The scheduler."""
-        return self.batches.r8
-
     def __iter__(self) -> Iterator[Any]:
         self.batches.trainer.before_iteration()
-        self._warn_of_ranks()
-        return SamplerIterator(self.batches, self._hand_out, ahead=self.ahead, may_wait=self._numbered)
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, as trainers assume; an iteration that goes on in mid-epoch gives what is left."""
-        return self.r8.steps_per_epoch
-
-    def _warn_of_ranks(self) -> None:
         if self._sharing is ALONE and (count := num_processes()) > 1:
             self.r8.host.say_once(
                 "whole batches",
                 f"torch.distributed has {count} processes, and R8BatchSampler gives each of them whole batches: all "
                 "train on the same samples. Use attach(), which shares the batches among them.",
             )
+        return SamplerIterator(self.batches, self._hand_out, ahead=self.ahead, may_wait=self._numbered)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, as trainers assume; an iteration that goes on in mid-epoch gives what is left."""
+        return self.r8.steps_per_epoch
 
     def _hand_out(self, ticket: Ticket, dataset: Any) -> Any:
         indices: Any = ticket.indices if self._sharing.size == 1 else self._sharing.part(ticket.indices)
@@ -462,6 +457,7 @@ class SamplerIterator:
         length: Batches of it.
         end: The place of the first batch after it.
         is_out_of_order: Whether the loader hands batches out as they come from its workers.
+        can_probe: Whether a loader may fetch a probe itself: nothing between it and the training works ahead.
     """
 
     def __init__(
@@ -478,7 +474,7 @@ class SamplerIterator:
         self._is_exhausted = False
         self._batches = batches
         self._hand_out = hand_out
-        self._ahead, self._may_wait = ahead, may_wait
+        self._ahead, self._may_wait, self.can_probe = ahead, may_wait, not ahead
         self._loader: Any = None
         self.end = 0
         self._dataset: Any = None
@@ -554,11 +550,6 @@ class SamplerIterator:
             return None
         self._num_probes += 1
         return self._hand_out(ticket, self._dataset)
-
-    @property
-    def can_probe(self) -> bool:
-        """Whether a loader may fetch a probe itself: nothing between it and the training works ahead."""
-        return not self._ahead
 
     @property
     def is_finished(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -197,18 +196,6 @@ class LossPipeline(Trainer):
             self.outcome = Outcome(Verdict.PENDING, self.outcome.lr, None)
         return self.outcome
 
-    def load_scheduler(self, state: Mapping[str, Any]) -> None:
-        """Take over the state of the scheduler alone; losses on their way are dropped.
-
-        Raises:
-            ValueError: it is of another run. Then nothing was changed.
-        """
-        if self._rates is not None:
-            # Whoever loads the scheduler has loaded the optimizer too, with its rates.
-            self._rates.expect_any()
-        self._r8.load_state_dict(state)
-        self.set_rates(self._r8.lr)
-
     def settle(self) -> None:
         """Wait for all losses on their way, and report them."""
         self.tell()
@@ -268,14 +255,6 @@ class LossPipeline(Trainer):
             ticket = feed.tell_ids(ticket, ids)
         feed.source.open = None
         return ticket
-
-    def skip(self) -> bool:
-        """Give up the batch whose losses are recorded; it comes once more. Returns whether there was one."""
-        if self.recorded is None:
-            return False
-        (sent, _), self.recorded = self.recorded, None
-        self._r8.give_up(sent.ticket, on_purpose=True)
-        return True
 
     def drop(self) -> None:
         """Discard the losses on their way: the weights that they were computed with are gone."""

@@ -47,6 +47,9 @@ class ModelState:
     Attributes:
         num_loads: How often a state was restored.
         is_resumed: Whether the run goes on from a state of another process.
+        is_sharded: Whether this process holds only parts of the model.
+        is_spread: Whether other processes hold a part of the state.
+        not_healed: The names of the parts that come back on resume alone.
         rank: As given.
     """
 
@@ -70,15 +73,17 @@ class ModelState:
         also = {} if also is None else also
         self._parts = {name: part for name, part in named.items() if part is not None}
         self._parts |= {name: part.holder for name, part in also.items()}
-        self._on_resume_only = {name for name, part in also.items() if not part.is_healed}
+        resumed = {name for name, part in also.items() if not part.is_healed}
         for name, part in [*self._parts.items()]:
             inner = {f"{name} {key}": each for key, each in inner_optimizers(part).items() if not self.holds(each)}
             self._parts |= inner
-            if name in self._on_resume_only:
-                self._on_resume_only |= inner.keys()
+            if name in resumed:
+                resumed |= inner.keys()
         self._keeps_options, self._keeps_random = keeps_options, keeps_random
-        are_shards = isinstance(model, torch.nn.Module) and is_sharded(model)
-        self._shards = Shards() if are_shards else None
+        self.not_healed = frozenset(resumed)
+        self.is_sharded = isinstance(model, torch.nn.Module) and is_sharded(model)
+        self._shards = Shards() if self.is_sharded else None
+        self.is_spread = self.is_sharded or gather is not None
         self.num_loads, self.is_resumed = 0, False
         self.rank = rank
         self._gather = gather
@@ -86,24 +91,9 @@ class ModelState:
         self._left_out: dict[str, str] = {}
 
     @property
-    def is_sharded(self) -> bool:
-        """Whether this process holds only parts of the model."""
-        return self._shards is not None
-
-    @property
-    def is_spread(self) -> bool:
-        """Whether other processes hold a part of the state."""
-        return self.is_sharded or self._gather is not None
-
-    @property
     def targets(self) -> EnsembleTargets | None:
         """What the network has said of each sample; None unless a policy weighs them."""
         return self._parts.get(TARGETS)
-
-    @property
-    def not_healed(self) -> frozenset[str]:
-        """The names of the parts that come back on resume alone."""
-        return frozenset(self._on_resume_only)
 
     def holds(self, part: Any) -> bool:
         """Whether something is among the parts, or within what accelerate has wrapped around it."""
@@ -216,7 +206,7 @@ class ModelState:
         self._generators = None
 
     def _put_back(self, state: Mapping[str, Any], *, heals: bool = False) -> None:
-        left = self._on_resume_only if heals else set()
+        left = self.not_healed if heals else ()
         parts = {name: state[name] for name in self._parts if name not in left}
         if self._shards is not None:
             # Of whole tensors, the shards of this rank.

@@ -72,6 +72,8 @@ class Stepper:
         is_adding: Whether the next batch's gradient is added to others, so that nothing is done before it.
         max_norm: Longest gradient, as given.
         is_scaled: Whether losses are scaled, so that a gradient may overflow.
+        can_begin_anew: Whether a gradient can be computed once more: it is that of one batch, and nothing skips its
+            step.
 
     Args:
         optimizer: Takes the step.
@@ -97,12 +99,12 @@ class Stepper:
         self._scaler = scaler if scaler is not None and scaler.is_enabled() else None
         self.is_scaled = self._scaler is not None
         self._is_sharded = any(map(is_shard, self._parameters()))
+        self.can_begin_anew = self._scaler is None and accumulate == 1 and not self._is_sharded
         self._num_added = 0
         self.is_adding = self.adds_later = False
         self._last_gradients: list[torch.Tensor | None] = []
         self._plain = plain_optimizer(optimizer)
         self._norms: NormLimit | None = None
-        self._clears_itself = getattr(type(self._plain), "zero_grad", None) is not torch.optim.Optimizer.zero_grad
         self._has_stepped, self._first_step = False, None
         self.counted: Any = None
         self._distances: Counter[int] = Counter()
@@ -172,11 +174,6 @@ class Stepper:
     def _note_step(self) -> None:
         self._num_added = 0
         self.is_adding = False
-
-    @property
-    def can_begin_anew(self) -> bool:
-        """Whether a gradient can be computed once more: it is that of one batch, and nothing skips its step."""
-        return self._scaler is None and self.accumulate == 1 and not self._is_sharded
 
     def norm(self) -> torch.Tensor:
         """0-dim, a norm of the gradient that is not finite if the gradient is not."""
@@ -313,11 +310,7 @@ class Stepper:
                     # system, to be faulted in again by the next forward pass, at up to a third of a step. A script that
                     # clears gradients before its backward pass is spared that.
                     self._last_gradients.append(parameter.grad)
-                if not self._clears_itself:
-                    # What torch's own does besides is to label this for its profiler, which takes longer than the rest.
-                    parameter.grad = None
-        if self._clears_itself:
-            self._plain.zero_grad()
+        self._plain.zero_grad()
 
 
 class StepHooks:

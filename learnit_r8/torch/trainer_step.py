@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 
+from .flight.watch import float_tensors
 from .prepared import SampleError, plain_model
 
 MOST = 4096
@@ -130,88 +131,60 @@ NEVER_OF_VALUES = (MemoryError, LookupError, SampleError, torch.cuda.OutOfMemory
 
 
 class LastForward:
-    """The inputs and outputs of a model within a ``with`` block, and the outputs of its children.
+    """A ``with`` block around the loss of a batch, which an error ends that a value of the model explains.
 
-    A model that computes its loss itself may raise before it returns, and a module of Lightning may call its children
-    alone. Children may return infinities on purpose, as masks, so only NaN counts in theirs.
+    Looked at are the inputs and outputs of the model within the block, and the outputs of its children: a model that
+    computes its loss itself may raise before it returns, and a module of Lightning may call its children alone.
+    Children may return infinities on purpose, as masks, so only NaN counts in theirs.
 
     Args:
         model: The model, as the loop calls it.
-
-    Attributes:
-        outputs: What the model has returned within the block.
-    """
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self._model = model
-        self._children = list(plain_model(model).children())
-        self._given: list[Any] = []
-        self.outputs: list[Any] = []
-        self._inner: list[Any] = []
-        self._hooks: list[Any] = []
-
-    def __enter__(self) -> LastForward:
-        self._given, self.outputs, self._inner = [], [], []
-        self._hooks = [
-            self._model.register_forward_pre_hook(lambda _, *given: self._given.append(given), with_kwargs=True),
-            self._model.register_forward_hook(lambda _, __, outputs: self.outputs.append(outputs)),
-            *(
-                each.register_forward_hook(lambda _, __, outputs: self._inner.append(outputs))
-                for each in self._children
-            ),
-        ]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._given, self.outputs, self._inner = [], [], []
-
-    def explains(self, error: Exception) -> bool:
-        """Whether what was seen is not finite, so that an exception may be due to that."""
-        if isinstance(error, NEVER_OF_VALUES):
-            return False
-        try:
-            if any(bool(torch.isnan(each).any()) for each in _floats(self._inner)):
-                return True
-            return not all(bool(torch.isfinite(each).all()) for each in _floats([self._given, self.outputs]))
-        except Exception:
-            # A device that has failed answers no question.
-            return False
-
-
-class TrainerStep:
-    """A ``with`` block around the loss of a batch in a trainer's loop; an error that a NaN explains ends there.
-
-    Args:
-        model: The model, as the trainer calls it.
-        owner: What counts beside the weights; see `note_counts`.
-        num_ranks: Processes that train the model together.
-        skipped: As for `note_counts`.
+        may_end: ``()``: whether an error may end there; other processes would wait for the gradients of this one.
 
     Attributes:
         has_raised: Whether it was left with such an error.
         outputs: What the model returned first, once the block is left: a trainer computes its loss from it and may
             keep it to itself. None if it returned nothing.
-        put_back: Puts back what ``owner`` has counted since, for a loss that is refused.
     """
 
-    def __init__(self, model: torch.nn.Module, owner: Any, *, num_ranks: int, skipped: str) -> None:
-        self._num_ranks, self._forward, self.has_raised = num_ranks, LastForward(model), False
-        self.put_back = note_counts(owner, skipped=skipped)
-        self.outputs: Any = None
+    def __init__(self, model: torch.nn.Module, may_end: Callable[[], bool]) -> None:
+        self._model, self._may_end = model, may_end
+        self._given: list[Any] = []
+        self._returned: list[Any] = []
+        self._inner: list[Any] = []
+        self.has_raised, self.outputs = False, None
 
-    def __enter__(self) -> TrainerStep:
-        self._forward.__enter__()
+    def __enter__(self) -> LastForward:
+        self._hooks = [
+            self._model.register_forward_pre_hook(lambda _, *given: self._given.append(given), with_kwargs=True),
+            self._model.register_forward_hook(lambda _, __, outputs: self._returned.append(outputs)),
+            *(
+                each.register_forward_hook(lambda _, __, outputs: self._inner.append(outputs))
+                for each in plain_model(self._model).children()
+            ),
+        ]
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        # Other processes wait for the gradients of this one.
-        if isinstance(error, Exception) and self._num_ranks == 1:
-            self.has_raised = self._forward.explains(error)
-        self.outputs = next(iter(self._forward.outputs), None)
-        self._forward.__exit__()
+        for hook in self._hooks:
+            hook.remove()
+        if isinstance(error, Exception) and self._may_end():
+            self.has_raised = self._explains(error)
+        self.outputs = next(iter(self._returned), None)
+        self._given, self._returned, self._inner = [], [], []
         return self.has_raised
+
+    def _explains(self, error: Exception) -> bool:
+        """Whether what was seen is not finite, so that an exception may be due to that."""
+        if isinstance(error, NEVER_OF_VALUES):
+            return False
+        try:
+            if any(bool(torch.isnan(each).any()) for each in float_tensors(self._inner)):
+                return True
+            return not all(bool(torch.isfinite(each).all()) for each in float_tensors([self._given, self._returned]))
+        except Exception:
+            # A device that has failed answers no question.
+            return False
 
 
 def no_loss(model: torch.nn.Module, last: torch.Tensor | None) -> torch.Tensor:
@@ -223,16 +196,3 @@ def no_loss(model: torch.nn.Module, last: torch.Tensor | None) -> torch.Tensor:
     if last is not None:
         return last.clone().requires_grad_()
     return torch.full((), math.nan, device=next(model.parameters()).device, requires_grad=True)
-
-
-def _floats(tree: Any) -> Iterator[torch.Tensor]:
-    """The tensors of floats in a nest of containers."""
-    if isinstance(tree, torch.Tensor):
-        if tree.is_floating_point():
-            yield tree.detach()
-    elif isinstance(tree, Mapping):
-        for each in tree.values():
-            yield from _floats(each)
-    elif isinstance(tree, (list, tuple)):
-        for each in tree:
-            yield from _floats(each)

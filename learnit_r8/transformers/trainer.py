@@ -22,7 +22,7 @@ from ..torch.adapter import Adapter
 from ..torch.attachment import attach
 from ..torch.loader import make_loader
 from ..torch.state import as_arrays
-from ..torch.trainer_step import TrainerStep, gradients_of, no_loss, uncounted
+from ..torch.trainer_step import LastForward, gradients_of, no_loss, note_counts, uncounted
 from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from ..engine.feed.feed import TrainerBatches
     from ..engine.settings import CommonSettings
-    from ..scheduler import R8Scheduler
     from ..torch import R8BatchSampler
 
     class TrainerSettings(CommonSettings, total=False):
@@ -471,10 +470,10 @@ class R8Mixin:
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning-rate scheduler of Trainer: one that shows R8Scheduler's rates, and saves its state."""
+        own = super().create_scheduler(num_training_steps, optimizer) if self._r8_keeps_rates else None  # type: ignore[misc]
         if not self._r8_draws:
-            return self._r8_watch(num_training_steps, optimizer)
-        if self._r8_keeps_rates:
-            own = super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+            self._r8_watch(num_training_steps)
+        if own is not None:
             save_along(own, self._r8_current())
             return own
         self.lr_scheduler = self._r8_current().lr_scheduler
@@ -486,13 +485,11 @@ class R8Mixin:
         mode = self._r8_settings.get("scheduler_mode", None if self._r8_draws else "keep")
         return bool(head_of(mode) == "keep")
 
-    def _r8_watch(self, num_training_steps: int, optimizer: Any) -> Any:
-        """Begin to watch a training on the Trainer's own batches; returns its learning-rate scheduler."""
+    def _r8_watch(self, num_training_steps: int) -> None:
+        """Begin to watch a training on the Trainer's own batches."""
         trainer: Any = self
         args, settings = trainer.args, dict(self._r8_settings)
         resume = settings.pop("resume", None) if self._r8_resumes else None
-        keeps = self._r8_keeps_rates
-        own = super().create_scheduler(num_training_steps, optimizer) if keeps else None  # type: ignore[misc]
         self._r8_ends_itself = not has_budget(settings)
         if self._r8_ends_itself:
             settings |= _budget_of(args, num_training_steps, settings.get("batch_size") or OwnBatchesValue())
@@ -507,12 +504,6 @@ class R8Mixin:
             adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
         if args.save_strategy != "no":
             adapter.scheduler.host.say_once("as Trainer", AS_TRAINER, is_warning=False)
-        if own is not None:
-            save_along(own, adapter)
-            return own
-        self.lr_scheduler = adapter.lr_scheduler
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     def sample_losses(self, model: Any, inputs: Mapping[str, Any], outputs: Any) -> SampleLosses | None:
         """The losses of samples; override it for tasks other than classification of samples or tokens.
@@ -583,7 +574,8 @@ class R8Mixin:
         if batches is not None:
             batches.note_batch((dict(inputs), self._r8_how))
         found: Any = None
-        with TrainerStep(model, self, num_ranks=adapter.num_ranks, skipped="_r8") as step:
+        put_back = note_counts(self, skipped="_r8")
+        with LastForward(model, lambda: adapter.num_ranks == 1) as step:
             found = own(model, inputs, return_outputs, **more)
         if step.has_raised:
             loss, found = no_loss(model, None), (None, step.outputs)
@@ -601,7 +593,7 @@ class R8Mixin:
             if is_learned:
                 self._r8_last_loss = loss.detach()
             else:
-                step.put_back()
+                put_back()
                 loss = no_loss(model, self._r8_last_loss)
                 if is_in_step:
                     self._r8_kept = gradients_of(model.parameters())
@@ -729,15 +721,13 @@ class WholeEpoch(Sampler[Any]):
     Args:
         sampler: Draws the batches; it goes on where it was by itself.
         skips: Whether Trainer skips the batches that a checkpoint has had, as the next iteration begins.
+
+    Attributes:
+        r8: The scheduler.
     """
 
     def __init__(self, sampler: R8BatchSampler, *, skips: bool) -> None:
-        self._sampler, self._skips = sampler, skips
-
-    @property
-    def r8(self) -> R8Scheduler:
-        """The scheduler."""
-        return self._sampler.r8
+        self._sampler, self._skips, self.r8 = sampler, skips, sampler.r8
 
     def __iter__(self) -> Iterator[Any]:
         if self._skips:

@@ -106,18 +106,6 @@ class Exchange(PartsOfRanks):
         """Raise RanksDiffer unless every rank has built its scheduler, and trains, with the same arguments."""
         check_same_run({**facts, **self._settings}, self.ranks)
 
-    def part(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """This rank's part of a batch: an equal, contiguous one, so that it is as balanced as the batch.
-
-        Args:
-            rows: T[B], indices or weights of the batch; where the ranks do not divide it, it is filled up with its own
-                first samples, which are trained on twice and learned from once.
-
-        Returns:
-            T[ceil(B / size)].
-        """
-        return slice_of(rows, self.ranks)
-
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""
         self._codec.check(note, held or self.under_way, self.r8.table.storage.part_size)
@@ -265,7 +253,16 @@ def check_every(every: int | None) -> None:
 
 
 def slice_of(rows: NDArray[Any], ranks: Ranks) -> NDArray[Any]:
-    """`Exchange.part` for some ranks."""
+    """This rank's part of a batch: an equal, contiguous one, so that it is as balanced as the batch.
+
+    Args:
+        rows: T[B], indices or weights of the batch; where the ranks do not divide it, it is filled up with its own
+            first samples, which are trained on twice and learned from once.
+        ranks: The ranks.
+
+    Returns:
+        T[ceil(B / size)].
+    """
     share = -(-len(rows) // ranks.size)
     if share * ranks.size != len(rows):
         rows = np.resize(rows, share * ranks.size)
@@ -376,7 +373,8 @@ class MessageCodec:
         """
         own = self._own[0]
         kind = notes[-1].part_size if notes else NOTHING
-        own["head"] = Head(num_steps=len(notes), part_size=kind, num_classes=num_classes_in(notes), **head)
+        num_classes = max((each.predictions.num_classes for each in notes if each.predictions is not None), default=0)
+        own["head"] = Head(num_steps=len(notes), part_size=kind, num_classes=num_classes, **head)
         own["clock"], own["span"] = clock, span
         own["said"].fill(np.nan)
         for row, said, note in zip(own["losses"], own["said"], notes, strict=False):
@@ -437,8 +435,3 @@ class MessageCodec:
             return mean
         count = len(note.ticket.indices)
         return losses[:, : self.share_of(note.ticket) // kind].reshape(-1)[: -(-count // kind)]
-
-
-def num_classes_in(notes: Sequence[Note]) -> int:
-    """C of the predictions in some steps; 0 without any."""
-    return max((note.predictions.num_classes for note in notes if note.predictions is not None), default=0)

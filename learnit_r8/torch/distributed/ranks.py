@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -63,7 +63,6 @@ class Ranks(Channel):
         # Python ends aborts the process.
         self._group = weakref.ref(group)
         self._work: Any = None
-        self._watch = _Watch(self)
         # Where torchrun starts all ranks again, the store may still hold the answers of those before.
         self._name = int(self.gather(np.array([time.time_ns()]))[0, 0])
 
@@ -130,12 +129,21 @@ class Ranks(Channel):
             )
         return group
 
-    def watching(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
         """A ``with`` block in which ranks wait for each other: a lost connection becomes a `RankLost` that says whose.
 
         ``backward()`` of a model under DDP is an example.
         """
-        return self._watch
+        try:
+            yield
+        except RankLost:
+            raise
+        except RuntimeError as error:
+            text = str(error).lower()
+            if isinstance(error, dist.DistError) or any(sign in text for sign in OF_CONNECTIONS):
+                raise RankLost(self.diagnosis(error)) from error
+            raise
 
     def diagnosis(self, error: RuntimeError) -> str:
         """A message about a lost connection: which ranks are alive, and what to do."""
@@ -164,20 +172,6 @@ class Ranks(Channel):
 
 OF_CONNECTIONS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "peer")
 """Words in the message of an error that is of a connection."""
-
-
-class _Watch(contextlib.AbstractContextManager[None]):
-    """See `Ranks.watching`; one for all its blocks, as each step has one."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-
-    def __exit__(self, kind: Any, error: BaseException | None, where: Any) -> None:
-        if not isinstance(error, RuntimeError) or isinstance(error, RankLost):
-            return
-        text = str(error).lower()
-        if isinstance(error, dist.DistError) or any(sign in text for sign in OF_CONNECTIONS):
-            raise RankLost(self._ranks.diagnosis(error)) from error
 
 
 def _answers(store: Any, name: str) -> bool:

@@ -15,7 +15,7 @@ from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from ..predictions import check_exchanged
 from ..readback import Note
-from .exchange import Exchange, check_every
+from .exchange import Exchange, check_every, slice_of
 from .ranks import Ranks
 
 if TYPE_CHECKING:
@@ -82,14 +82,16 @@ class SharedRun(Member):
             ticket = r8.host.draw_ahead()
             if ticket is None:
                 break
-            share = self._begin(ticket)
+            ticket = r8.host.begin(ticket, held_back=self._num_held_back)
+            weights = None if ticket.weights is None else slice_of(ticket.weights, self.ranks)
+            share = Share(slice_of(ticket.indices, self.ranks), ticket.lr, weights, ticket)
             try:
                 yield share
             except GeneratorExit:
                 # After a break the next batch is the one in hand.
-                self._take_back(share, r8.host.hand_back)
+                self._take_back(ticket, r8.host.hand_back)
                 raise
-            self._take_back(share, r8.give_up)
+            self._take_back(ticket, r8.give_up)
         self.settle()
         r8.host.leave_epoch()
 
@@ -98,16 +100,11 @@ class SharedRun(Member):
         """Steps trained on and not reported to the scheduler yet."""
         return len(self._held) + len(self.exchange.under_way)
 
-    def _begin(self, ticket: Ticket) -> Share:
-        ticket = self.r8.host.begin(ticket, held_back=self._num_held_back)
-        weights = None if ticket.weights is None else self.exchange.part(ticket.weights)
-        return Share(self.exchange.part(ticket.indices), ticket.lr, weights, ticket)
-
-    def _take_back(self, share: Share, do: Callable[[Ticket], None]) -> None:
+    def _take_back(self, ticket: Ticket, do: Callable[[Ticket], None]) -> None:
         """Hand a batch back or give it up, if it was not reported."""
         newest = [*self.exchange.under_way, *self._held][-1:]
-        if not (newest and newest[0].ticket is share.ticket):
-            do(share.ticket)
+        if not (newest and newest[0].ticket is ticket):
+            do(ticket)
 
     def report(
         self,

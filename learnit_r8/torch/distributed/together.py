@@ -80,7 +80,7 @@ class Together:
         self._exchange = Exchange(r8, self.ranks, self._every, probe=drift, settings=settings, resume=resume)
 
     def part(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """This rank's slice of a batch; see `Exchange.part`."""
+        """This rank's slice of a batch; see `slice_of`."""
         return slice_of(rows, self.ranks)
 
     def readback(self, device: torch.device) -> Gathered:

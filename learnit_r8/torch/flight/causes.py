@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -121,10 +121,6 @@ class Runs:
         left = [row for row in range(size) if row not in rows]
         return not self.goes_wrong(some_rows(batch, left, size), f"the batch without the rows {list(rows)[:8]}")
 
-    def has_bad_gradients(self, good: Any) -> bool:
-        """Whether gradients of the last good batch are not finite either."""
-        return bool(self.watch(good, "the last good batch", backward=True, is_quick=True).bad_gradients)
-
     def find_row(self, batch: Any, like: Trace, good: Any) -> tuple[int, ...]:
         """The row to blame for what a run of the batch has shown, found by halving it; none if no row alone is.
 
@@ -215,11 +211,9 @@ class Case:
         self._loss = math.nan
         self._healthy: tuple[int, Any] | None = None
 
-    @contextlib.contextmanager
-    def _healthy_weights(self) -> Iterator[None]:
+    def _healthy_weights(self) -> contextlib.AbstractContextManager[None]:
         assert self._healthy is not None
-        with weights_of(self._model, self._healthy[1]["model"]):
-            yield
+        return weights_of(self._model, self._healthy[1]["model"])
 
     # The case.
 
@@ -242,8 +236,10 @@ class Case:
             second = self._runs.watch(self._good, "the last good batch on the refused weights", is_quick=True)
         is_good_here = second is not None and not self._runs.is_bad(second)
         self._find_healthy()
+        if self._healthy is None and is_good_here:
+            return self._of_data(first, (HEALTHY,))
         if self._healthy is None:
-            return self._without_healthy(first, second, is_good_here=is_good_here)
+            return self._without_healthy(first, second)
         with self._healthy_weights():
             third = self._runs.watch(self._batch, f"the refused batch on the weights of step {self._healthy[0]:,}")
             if self._runs.is_bad(third):
@@ -252,18 +248,13 @@ class Case:
                 return self._of_data(third, (HEALTHY if is_good_here else too,))
         return self._of_weights(first)
 
-    def _without_healthy(self, first: Trace, second: Trace | None, *, is_good_here: bool) -> Finding:
+    def _without_healthy(self, first: Trace, second: Trace | None) -> Finding:
         """Return a finding where no backup is known to be healthy: the last good batch fails on all, or is missing."""
-        if is_good_here:
-            return self._of_data(first, (HEALTHY,))
         if first.error is not None:
             return self._end(finding_of(first))
-        if second is not None and self._backups:
-            return self._of_loss(first, second)
-        return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
-
-    def _of_loss(self, first: Trace, second: Trace) -> Finding:
-        """Return a finding where the last good batch fails on all weights: neither data nor weights are to blame."""
+        if second is None or not self._backups:
+            return self._end(finding_of(first), rest=("there is no healthy backup to compare with",))
+        # It fails on all weights: neither data nor weights are to blame.
         usual = self._refusal.usual
         if first.fault is not None or not (usual > 0 and math.isfinite(first.loss + second.loss)):
             return self._end(finding_of(first), certain=first.fault is not None, rest=(EVERYWHERE,))
@@ -562,7 +553,10 @@ class Case:
         fault, other = trace.fault, self._good if batch is self._batch else self._batch
         text, where = describe_gradient(trace)
         # The other of the two batches was looked at before this one.
-        common = batch is self._batch and other is not None and self._runs.has_bad_gradients(other)
+        common = False
+        if batch is self._batch and other is not None:
+            seen = self._runs.watch(other, "the last good batch", backward=True, is_quick=True)
+            common = bool(seen.bad_gradients)
         rows = () if common else self._runs.find_row(batch, trace, other)
         rest += ("it is so with the last good batch, too",) * common
         about = next((each.about for each in far_off(batch, other) if each.rows == rows), "")

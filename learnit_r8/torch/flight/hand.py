@@ -28,9 +28,6 @@ a mask of 1024 x 1024 would take .3 ms a step."""
 
 _COPIED = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.bool}
 
-# Much faster than the constructor of a named tuple, which is a Python function.
-_new_tuple = tuple.__new__
-
 
 def _is_plain(buffer: Any) -> bool:
     """Whether a buffer is a dense tensor of numbers that batches change."""
@@ -200,6 +197,6 @@ class Hand:
         """The batch in hand, as its loss is noted."""
         # Of a step that does not call the model those of the step before would be another batch.
         inputs, first, self.inputs, self._first = self.inputs, self._first, None, None
-        held = _new_tuple(Held, (ticket, self.batch, inputs, self._generators, None if first is inputs else first))
+        held = Held(ticket, self.batch, inputs, self._generators, None if first is inputs else first)
         self._taken, self._has_come = held if self._has_come else None, False
         return held

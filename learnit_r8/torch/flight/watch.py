@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -77,12 +77,12 @@ class _Watch(TorchDispatchMode):
             self._calls[number - 1] = (self.stack[-1] if self.stack else "", _site())
         if name not in EMPTY:
             given = None
-            for each in _tensors(out):
+            for each in float_tensors(out):
                 if not _is_finite(each):
-                    given = _inputs(args, kwargs) if given is None else given
+                    given = float_tensors([args, kwargs]) if given is None else given
                     self._chain[_place(each)] = self._origin(name, each, given, is_written=func._schema.is_mutable)
                 elif self._chain:
-                    given = _inputs(args, kwargs) if given is None else given
+                    given = float_tensors([args, kwargs]) if given is None else given
                     if not any(_place(one) == _place(each) for one in given):
                         # The memory of another value, which is gone.
                         self._chain.pop(_place(each), None)
@@ -196,18 +196,10 @@ def _site() -> str:
     return ""
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of floats in what an operation takes or gives."""
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point() and value.numel():
-            yield value
-    elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from _tensors(each)
-
-
-def _inputs(args: Any, kwargs: Any) -> list[torch.Tensor]:
-    return [*_tensors(args), *_tensors(list(kwargs.values()))]
+def float_tensors(value: Any) -> list[torch.Tensor]:
+    """The tensors of floats in a nest, but for empty ones."""
+    found = [each for _, each in leaves(value) if isinstance(each, torch.Tensor)]
+    return [each for each in found if each.is_floating_point() and each.numel()]
 
 
 def _is_finite(value: torch.Tensor) -> bool:
@@ -230,12 +222,11 @@ def _factor(given: list[torch.Tensor], numbers: list[float]) -> float:
 def largest(value: Any) -> float:
     """The largest absolute value in the tensors of floats of a nest; NaN if one is not finite."""
     found = 0.0
-    for _, each in leaves(value):
-        if isinstance(each, torch.Tensor) and each.is_floating_point() and each.numel():
-            top = extent_of(each)
-            if not math.isfinite(top):
-                return math.nan
-            found = max(found, top)
+    for each in float_tensors(value):
+        top = extent_of(each)
+        if not math.isfinite(top):
+            return math.nan
+        found = max(found, top)
     return found
 
 
@@ -303,8 +294,7 @@ def _run(
 ) -> None:  # fmt: skip
     value = run(batch)
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or (value.ndim and not value.numel()):
-        bad = [each for _, each in leaves(value) if isinstance(each, torch.Tensor) and each.is_floating_point()]
-        bad = [each for each in bad if not _is_finite(each)]
+        bad = [each for each in float_tensors(value) if not _is_finite(each)]
         trace.is_finite = not bad
         trace.origin = watch.origin_of(bad[0]) if bad else None
         return

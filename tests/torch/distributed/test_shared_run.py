@@ -18,6 +18,7 @@ from learnit_r8.schedules.span import Span
 from learnit_r8.state import store
 from learnit_r8.testing import record_events
 from learnit_r8.torch import RanksDiffer, SharedRun
+from learnit_r8.torch.distributed.exchange import slice_of
 from tests.drive import INF, NAN, FakeClock, TickingClock, Weights, advance_to, flat, known, make, sample_losses, steps
 from tests.rank_common import in_threads
 
@@ -98,7 +99,7 @@ def test_tables_and_rates_are_those_of_one_process(every, num_samples, size):
 def test_slices_are_contiguous_and_equal(count, size):
     """Ranks take equal slices in order; a batch that they do not divide is filled up with its own first samples."""
     batch = np.arange(count)
-    slices = in_threads(size, lambda ranks: SharedRun(make(48, batch_size=8), ranks).exchange.part(batch).tolist())
+    slices = in_threads(size, lambda ranks: slice_of(batch, ranks).tolist())
 
     joined = flat(slices)
 
