@@ -17,17 +17,7 @@ from .labels.suspects import Ranking, Suspects
 from .labels.trust import least_trust
 from .learner import LossLearner
 from .losses import EXACT
-from .quantiles import (
-    MOST_RANKED,
-    Group,
-    Quartile,
-    Sample,
-    html_table,
-    quartiles_of,
-    quartiles_of_some,
-    samples_of,
-    top_of,
-)
+from .quantiles import MOST_RANKED, Group, Quartile, Sample, html_table, quartiles_of, samples_of, top_of
 from .records import ALL, Columns, Where, spread
 from .storage import FIELDS, SampleStorage
 
@@ -221,11 +211,10 @@ class SampleTable:
 
         Of more than two million samples, a random part of that many is read.
         """
-        if self.num_samples <= MOST_RANKED:
-            known = self.read("loss", "usage_count")
-            return quartiles_of(known["loss"], known["usage_count"])
-        known = self.read("loss", "usage_count", where=spread(self.num_samples, MOST_RANKED))
-        return quartiles_of_some(known["loss"], known["usage_count"], self.num_seen)
+        is_part = self.num_samples > MOST_RANKED
+        where = spread(self.num_samples, MOST_RANKED) if is_part else ALL
+        known = self.read("loss", "usage_count", where=where)
+        return quartiles_of(known["loss"], known["usage_count"], self.num_seen if is_part else None)
 
     def groups(self) -> list[Group]:
         """The groups of ``groups=`` with the mean loss of their samples, the highest first; empty without groups."""
