@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import is_number, loop_method, whole_number
-from .label_noise import find_suspects, labels_of_all, rank, trust_of
+from .label_noise import find_suspects, rank, suggestions, trust_of
 from .labels.evidence import combine
 from .labels.frame import columns_of, make_frame
 from .labels.overview import Overview
@@ -152,7 +152,7 @@ class SampleTable:
         evidence = self._columns()[1]
         if evidence is None:
             return np.full(self.num_samples, -1)
-        found: NDArray[Any] = labels_of_all(evidence)[name]
+        found: NDArray[Any] = suggestions(evidence, np.arange(len(evidence)))[name]
         return found if len(found) == self.num_samples else found.reshape(self.num_samples, -1)
 
     def read(self, *fields: str, where: Where = ALL) -> dict[str, NDArray[Any]]:
