@@ -109,11 +109,8 @@ class Samples(NamedTuple):
 
     def columns(self, verdict: Suspects) -> dict[str, Column]:
         """The columns of `SampleTable.to_frame`, by this file."""
-        given, predicted = self.labels(np.arange(len(self.loss)), verdict)
         names = [self.name_of(index) for index in range(len(self.loss))]
-        return label_columns(
-            self._asdict(), verdict, given=given, predicted=predicted, names=names, evidence=self.evidence
-        )
+        return label_columns(self._asdict(), verdict, self.evidence, names=names, group_labels=self.group_labels)
 
 
 def most_suspects(files: Iterable[Samples], precision: float = 0.5) -> tuple[Samples, Suspects]:

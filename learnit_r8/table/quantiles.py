@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -93,27 +93,6 @@ def quarters(loss: NDArray[np.float32]) -> list[NDArray[np.int64]]:
 MOST_RANKED = 2**21
 """Most samples that are ranked. Larger data is divided into this many stretches, and one sample of each is ranked:
 with a probability of 99.5 %, the limits of the quarters are within 0.1 % of N of their ranks."""
-
-
-def samples_of(
-    indices: NDArray[np.int64], known: Mapping[str, NDArray[Any]], names: Sequence[Any] | None
-) -> list[Sample]:
-    """The figures of some samples.
-
-    Args:
-        indices: int64[M], the samples.
-        known: loss, last, mean float32[M] and usage_count uint16[M].
-        names: N names, or None to show the indices.
-    """
-    return [
-        Sample(
-            index=index,
-            name=index if names is None else names[index],
-            **{field: float(known[field][row]) for field in ("loss", "last", "mean")},
-            usage_count=int(known["usage_count"][row]),
-        )
-        for row, index in enumerate(indices.tolist())
-    ]
 
 
 class Group(NamedTuple):

@@ -116,6 +116,11 @@ class SampleStorage:
         """The name of a sample: its entry in ``sample_ids``, otherwise its index."""
         return index if self.sample_ids is None else self.sample_ids[index]
 
+    @property
+    def group_names(self) -> list[Any] | None:
+        """`group_labels` as a list."""
+        return None if self.group_labels is None else self.group_labels.tolist()
+
     # A table that grows.
 
     def expect(self, size: int) -> None:

@@ -219,8 +219,7 @@ class Surveyor:
         indices = rows if chosen is None else chosen[rows]
         labels: tuple[list[Any], list[Any]] = ([], [])
         if len(rows):
-            names = None if storage.group_labels is None else storage.group_labels.tolist()
-            labels = labels_in(evidence, known["group"], names, rows, found)
+            labels = labels_in(evidence, known["group"], storage.group_names, rows, found)
         given, suggested = (tuple("" if label is None else str(label)[:60] for label in some) for some in labels)
         return {
             "suspects": tuple(indices.tolist()),

@@ -11,13 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from .._validation import is_number, loop_method, whole_number
 from .label_noise import find_suspects, rank, suggestions, trust_of
 from .labels.evidence import combine
-from .labels.frame import columns_of, make_frame
+from .labels.frame import label_columns, make_frame
 from .labels.overview import Overview
 from .labels.suspects import Ranking, Suspects
 from .labels.trust import least_trust
 from .learner import LossLearner
 from .losses import EXACT
-from .quantiles import MOST_RANKED, Group, Quartile, Sample, html_table, quartiles_of, samples_of, top_of
+from .quantiles import MOST_RANKED, Group, Quartile, Sample, html_table, quartiles_of, top_of
 from .records import ALL, Columns, Where, spread
 from .storage import FIELDS, SampleStorage
 
@@ -197,7 +197,9 @@ class SampleTable:
         chosen = np.asarray(indices, np.int64)
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.num_samples:
             raise ValueError(f"indices must be in [0, {self.num_samples}), got {indices!r}.")
-        return samples_of(chosen, self.read(*FIELDS, where=chosen), self.storage.sample_ids)
+        known = self.read(*FIELDS, where=chosen)
+        rows = zip(chosen.tolist(), *(known[name].tolist() for name in FIELDS), strict=True)
+        return [Sample(index, self.storage.name_of(index), *figures) for index, *figures in rows]
 
     @loop_method
     def hardest(self, k: int = 10) -> list[Sample]:
@@ -288,8 +290,9 @@ class SampleTable:
             ValueError: ``library`` is neither of them.
         """
         known, evidence = self.read(*FIELDS, "group"), self.read_evidence()
-        verdict = suspects_in(self.storage, known, evidence)
-        return make_frame(columns_of(self.storage, known, evidence, verdict), library)
+        verdict, names = suspects_in(self.storage, known, evidence), list(map(self.storage.name_of, range(len(self))))
+        columns = label_columns(known, verdict, evidence, names=names, group_labels=self.storage.group_names)
+        return make_frame(columns, library)
 
     def overview(self) -> Overview:
         """How every sample was learnt, by the predictions of its visits: the data at a glance.
