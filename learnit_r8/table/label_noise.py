@@ -349,8 +349,7 @@ def mirror_margins(
     flagged = np.zeros(size, bool)
     if mirror is not None:
         flagged[mirror.longest(margin, precision)] = True
-        if flagged.any():
-            spare(flagged, margin[:size].astype(np.float32), group)
+        spare(flagged, margin[:size].astype(np.float32), group)
     chosen = np.flatnonzero(flagged)
     return margin, mirror, chosen[np.argsort(-margin[chosen], kind="stable")]
 
