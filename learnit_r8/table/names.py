@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +24,6 @@ def checked_ids(sample_ids: Any, num_samples: int) -> Any:
     if sample_ids is not None and num_samples > 1 and all(str(one) == str(sample_ids[0]) for one in sample_ids):
         raise ValueError(f"sample_ids must tell the samples apart, got {sample_ids[0]!r} for all {num_samples}.")
     return sample_ids
-
-
-def digest_of(sample_ids: Sequence[Any] | None, count: int) -> str | None:
-    """Digest of the first ``count`` names, the same for lists and arrays of them; None without names."""
-    if sample_ids is None:
-        return None
-    return hashlib.sha256("\n".join(map(str, sample_ids[:count])).encode()).hexdigest()
 
 
 INDICES, INTEGERS, TEXTS = "indices", "integers", "texts"
