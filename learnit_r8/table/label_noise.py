@@ -135,28 +135,28 @@ class _Search(NamedTuple):
             return replace(found, **suggestions(None, found.indices), num_judged=num_judged)
         if trust == BOUNDED:
             return replace(no_suspects(NO_CROSS_ENTROPY), num_judged=num_judged)
-        shown = evidence.exchanged("margin", "early") if trust == EARLY else evidence
-        found = self.by_mirror(shown, is_trained=trust == PLAIN)
+        found = self.by_mirror(evidence, trust)
         if found.method == MIRROR and trust == EARLY and is_entropy:
             part = _part_of(evidence, "early", "margin")
             late, num_early = part["margin"].astype(np.float64), int(np.count_nonzero(part["early"] > 0))
             num_late = int(np.count_nonzero(late > 0))
             are_few = STILL_WRONG * num_early <= num_late < LEAST_POSITIVE
             found = no_suspects(NOT_ANY_MORE) if are_few and Mirror.of(late, least=num_late) is None else found
-        if len(shown) > len(records) or "residual" in shown.names:
+        if len(evidence) > len(records) or "residual" in evidence.names:
             # The mean loss of several labels says little of each, and the losses of numbers have no two components.
-            if len(shown) > len(records) and found.places is None:
-                found = replace(found, places=self.places(shown, _NOBODY, np.empty(0)))
+            if len(evidence) > len(records) and found.places is None:
+                found = replace(found, places=self.places(evidence, _NOBODY, np.empty(0)))
             return replace(found, num_judged=num_judged)
         if found.reason and is_entropy:
             # So few tell nothing against the losses.
-            some = _part_of(shown, *fields_of(shown.names))
-            are_few = int(np.count_nonzero(margins_of(some).of(some) > 0)) < LEAST_POSITIVE
+            some = _part_of(evidence, *fields_of(evidence.names))
+            margins = margins_of(some, is_early=trust == EARLY)
+            are_few = int(np.count_nonzero(margins.of(some) > 0)) < LEAST_POSITIVE
             apart = self.by_humps(num_judged, is_strict=True, least=0.0 if are_few else FAR_APART)
             found = apart if are_few or not apart.reason else found
         if found.method == MIRROR:
-            num_judged = _num_judged(shown, "visits")
-        return replace(found, **suggestions(shown, found.indices), num_judged=num_judged)
+            num_judged = _num_judged(evidence, "visits")
+        return replace(found, **suggestions(evidence, found.indices), num_judged=num_judged)
 
     def by_humps(self, num_judged: int, *, is_strict: bool, least: float = 0.0) -> Suspects:
         """The samples of the higher component; none unless the two are as far apart as ``least``, by Ashman's D."""
@@ -193,11 +193,12 @@ class _Search(NamedTuple):
         found = self.found(indices, score, HUMPS)
         return replace(found, precision=max(0.0, sure), noise_rate=share, noise_range=rates)
 
-    def by_mirror(self, evidence: Columns, *, is_trained: bool) -> Suspects:
+    def by_mirror(self, evidence: Columns, trust: str) -> Suspects:
         """The samples whose margins no right labels explain, by margins of all labels or, of many, of some."""
         width = len(evidence) // len(self.records)
         part = _part_of(evidence, *{*fields_of(evidence.names), "visits", "given", *(["leader"] if width > 1 else [])})
-        margins, judged = margins_of(part, LEAST_USES), np.flatnonzero(part["visits"] >= LEAST_USES)
+        margins = margins_of(part, LEAST_USES, is_early=trust == EARLY)
+        judged = np.flatnonzero(part["visits"] >= LEAST_USES)
         is_part = len(part["visits"]) < len(evidence)
         judged_at = spread(len(evidence), MOST_FITTED // 4)[judged] if is_part else judged
         some = {name: values[judged] for name, values in part.items()}
@@ -206,7 +207,7 @@ class _Search(NamedTuple):
         of_labels: dict[str, Any] = {
             "alike": min(width, MOST_ALIKE_OF_TWO if is_binary else MOST_ALIKE),
             "sample": judged_at // width if width > 1 else None, "is_binary": is_binary,
-            "is_steady": is_trained,
+            "is_steady": trust == PLAIN,
         }  # fmt: skip
         every, image = margins.of(some).astype(np.float64), margins.image(some)
         spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None

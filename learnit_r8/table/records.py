@@ -207,15 +207,6 @@ class Columns:
         """Some fields of some samples, by default of all; may be views of them."""
         return self._read(fields, slice(0, self._size) if where is None else where)
 
-    def exchanged(self, field: str, other: str) -> Columns:
-        """The same with another field in place of one."""
-
-        def read(fields: Sequence[str], where: Where) -> Fields:
-            found = self._read([other if each == field else each for each in fields], where)
-            return {each: found[other if each == field else each] for each in fields}
-
-        return Columns(self._size, read, self.names)
-
     def blocks(self, *fields: str, least: int = 0, multiple: int = 1) -> Iterator[tuple[int, Fields]]:
         """The position of the first sample of each block of at least so many, and some fields of its samples.
 
