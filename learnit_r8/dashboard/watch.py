@@ -119,11 +119,7 @@ class Watch:
             if self._loader.is_alive():
                 return
             self._loader = None
-            self.run = self._whole_run
-            self.view = self._whole
-        yield from self._poll()
-
-    def _poll(self) -> Iterator[Event]:
+            self.run, self.view = self._whole_run, self._whole
         until = time.monotonic() + POLL_SECONDS
         while True:
             restarts = self.run.lines.num_restarts
