@@ -308,10 +308,7 @@ def read_predictions(given: Any, batch_size: int, known_classes: int) -> Predict
             f"predictions.num_classes must stay {known_classes}, as reported first, got {classes}. Call "
             "table.forget_labels() first if labels now mean something else."
         )
-    arrays = [np.asarray(on_host(values)) for values in given[:3]]
-    for array, values in zip(arrays, given, strict=False):
-        if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-            raise TypeError(f"predictions must hold real numbers, got {values!r}.")
+    arrays = [_on_host(values) for values in given[:3]]
     shape = arrays[0].shape if arrays[0].ndim == 2 and arrays[0].shape[1] else (batch_size,)
     for name, array in zip(Predictions._fields, arrays, strict=False):
         if array.shape != shape or len(array) != batch_size:
@@ -328,10 +325,11 @@ def read_predictions(given: Any, batch_size: int, known_classes: int) -> Predict
     return PredictionRows(rows, int(classes))
 
 
-def on_host(values: Any) -> Any:
-    """What numpy can read: a tensor of torch without its graph, on the host; anything else as it is."""
+def _on_host(values: Any) -> NDArray[Any]:
     if hasattr(values, "detach"):
         values = values.detach().cpu()
-        # numpy has no bfloat16; torch refuses to convert it.
         values = values.float() if "bfloat16" in str(values.dtype) else values
-    return values
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise TypeError(f"predictions must hold real numbers, got {values!r}.")
+    return array
