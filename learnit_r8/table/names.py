@@ -86,17 +86,14 @@ class SampleIds:
             ValueError: ids are of another kind than those before; or an integer has more than 64 bits.
         """
         rows = ids.tolist() if hasattr(ids, "tolist") else ids
-        if self._places and isinstance(rows, (list, tuple)):
-            try:
-                # Nearly always every id is known.
-                return Members(np.fromiter(map(self._places.__getitem__, rows), np.int64, len(rows)), len(rows))
-            except (KeyError, TypeError):
-                pass
-        if isinstance(rows, (list, tuple)) and any(hasattr(each, "tolist") for each in rows):
-            rows = [each.tolist() if hasattr(each, "tolist") else each for each in rows]
         if not isinstance(rows, (list, tuple)):
             raise TypeError(f"ids must be a sequence with an id, or several, for each row of a batch, got {ids!r}.")
         num_rows, counts = len(rows), None
+        try:
+            # Nearly always every id is known.
+            return Members(np.fromiter(map(self._places.__getitem__, rows), np.int64, num_rows), num_rows)
+        except (KeyError, TypeError):
+            rows = [each.tolist() if hasattr(each, "tolist") else each for each in rows]
         if any(isinstance(row, (list, tuple)) for row in rows):
             rows = [row if isinstance(row, (list, tuple)) else (row,) for row in rows]
             counts = np.fromiter(map(len, rows), np.int64, num_rows)
