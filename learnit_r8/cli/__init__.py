@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 DESCRIPTION = "Look at learnit_r8 runs from outside; only ask touches a training."
@@ -147,7 +148,7 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
     )
     option("--with", dest="others", action="append", default=[], metavar="RUN", help=beside)
     least = "with --suspects: least share of the list to be wrong (default 0.5)"
-    option("--precision", type=_share, metavar="P", help=least)
+    option("--precision", type=partial(_positive, below=1.0), metavar="P", help=least)
     for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):
         text = f"those whose {what} is in [LOW, HIGH)"
         option(f"--{axis}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
@@ -163,7 +164,7 @@ def _add_labels(labels: argparse.ArgumentParser) -> None:
     option("source", metavar="FOLDER|TABLE", help=source)
     option("--label", metavar="COLUMN", help="the column of labels in the CSV file, if it cannot be guessed")
     least = "least share of the list to be wrong (default 0.5)"
-    option("--precision", type=_share, default=0.5, metavar="P", help=least)
+    option("--precision", type=partial(_positive, below=1.0), default=0.5, metavar="P", help=least)
     end = labels.add_mutually_exclusive_group()
     end.add_argument("--epochs", type=_count, help="how long to train (default 40, with large images 12)")
     end.add_argument("--minutes", type=_positive, help="how long to train, by the clock")
@@ -247,10 +248,6 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:10]) <= 10**9):
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}.")
     return int(text)
-
-
-def _share(text: str) -> float:
-    return _positive(text, below=1.0)
 
 
 def _positive(text: str, below: float = float("inf")) -> float:

@@ -74,8 +74,8 @@ class PlainLog:
                 is_due = event.seconds - self._last_line >= SECONDS_BETWEEN_LINES
                 return f"{self._where(event.loss, event.lr)}  {self._left}" if is_due else ""
             case events.EpochDone():
-                speed = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
-                return f"{self._where(event.loss, event.lr)}  {speed:,.0f} samples/s  {self._left}"
+                speed = f"{event.samples_per_second:,.0f} samples/s"
+                return f"{self._where(event.loss, event.lr)}  {speed}  {self._left}"
             case events.RunStarted():
                 budget = f"{event.total_steps} steps" if event.total_steps else "no end set yet"
                 if not event.total_steps and event.train_duration_seconds is not None:

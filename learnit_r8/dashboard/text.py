@@ -217,25 +217,18 @@ def spark(values: Sequence[float], width: int, glyphs: Glyphs, *, least: float |
 
 
 def tower(values: Sequence[int], width: int, height: int, glyphs: Glyphs) -> list[str]:
-    """A histogram: its rows from the top, each exactly ``width`` cells; every count but 0 leaves a trace."""
-    bins = rebinned(values, width)
-    most, top = max(bins, default=0.0), len(glyphs.levels) - 1
+    """A histogram, at least one count: its rows from the top, each ``width`` >= 1 cells; all but 0 leave a trace."""
+    # Bins of other widths, as if each count were spread evenly over its bin.
+    below = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    edges = np.linspace(0, len(values), width + 1)
+    bins: list[float] = np.diff(np.interp(edges, np.arange(len(below)), below)).tolist()
+    most, top = max(bins), len(glyphs.levels) - 1
     scale = top * height / most if most else 0.0
     levels = [max(1, round(value * scale)) if value > 1e-9 * most else 0 for value in bins]
     return [
         "".join(glyphs.levels[min(top, max(0, level - row * top))] for level in levels)
         for row in range(height - 1, -1, -1)
     ]
-
-
-def rebinned(values: Sequence[int], width: int) -> list[float]:
-    """Counts of other bins of equal width, as if each count were spread evenly over its bin."""
-    if not len(values) or width <= 0:
-        return [0.0] * max(0, width)
-    below = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
-    edges = np.linspace(0, len(values), width + 1)
-    spread: list[float] = np.diff(np.interp(edges, np.arange(len(below)), below)).tolist()
-    return spread
 
 
 def rule(title: str, width: int, glyphs: Glyphs, note: str = "") -> Line:

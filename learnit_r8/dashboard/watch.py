@@ -78,7 +78,6 @@ class Watch:
 
     Args:
         folder: The run folder.
-        clock: Seconds, monotonic.
         wall: Seconds since 1970.
 
     Raises:
@@ -89,13 +88,10 @@ class Watch:
         run: The run folder, as far as it was read.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], *,
-        clock: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: str | os.PathLike[str], *, wall: Callable[[], float] = time.time) -> None:
         self.run = Run(folder)
         self.view = View(skips_damage=True)
-        self._clock, self._wall = clock, wall
+        self._wall = wall
         self._is_gone: bool | None = None
         self._look_due = -math.inf
         self._output: list[str] = []
@@ -123,12 +119,8 @@ class Watch:
             if self._loader.is_alive():
                 return
             self._loader = None
-            self.run = self._whole_run
-            self.view = self._whole
-        yield from self._poll()
-
-    def _poll(self) -> Iterator[Event]:
-        until = self._clock() + POLL_SECONDS
+            self.run, self.view = self._whole_run, self._whole
+        until = time.monotonic() + POLL_SECONDS
         while True:
             restarts = self.run.lines.num_restarts
             records = self.run.poll()
@@ -137,13 +129,13 @@ class Watch:
             for record in records:
                 self.view.heard = record.time
                 yield record.event
-            if self.run.lines.is_at_end or self._clock() >= until:
+            if self.run.lines.is_at_end or time.monotonic() >= until:
                 return
 
     def scene(self) -> Scene:
         """The time, the output, and whether the process has ended, looked up once a second."""
-        if self._clock() >= self._look_due:
-            self._is_gone, self._look_due = self.run.is_gone, self._clock() + STATE_SECONDS
+        if time.monotonic() >= self._look_due:
+            self._is_gone, self._look_due = self.run.is_gone, time.monotonic() + STATE_SECONDS
         new = _lines_of(self._output_file)
         self._num_output += len(new)
         self._output = (self._output + new)[-MOST_OUTPUT:]
@@ -171,22 +163,21 @@ class RunList:
 
     Args:
         folder: A folder of run folders.
-        clock: Seconds, monotonic.
 
     Attributes:
         view: Empty: no run is shown.
         rows: The runs.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.view, self.rows = View(), list[RunRow]()
-        self._folder, self._clock, self._due = Path(folder), clock, -math.inf
+        self._folder, self._due = Path(folder), -math.inf
 
     def events(self) -> Iterator[Event]:
         """No events; looks at the runs again where that is due."""
-        if self._clock() >= self._due:
+        if time.monotonic() >= self._due:
             self.rows = [row_of(run) for run in runs_in(self._folder)]
-            self._due = self._clock() + LIST_SECONDS
+            self._due = time.monotonic() + LIST_SECONDS
         return iter(())
 
     def scene(self) -> Scene:

@@ -128,10 +128,15 @@ class EpochDone(Event):
     samples: int
     epoch_seconds: float
 
+    @property
+    def samples_per_second(self) -> float:
+        """Mean over the epoch; NaN where its time is not known."""
+        return self.samples / self.epoch_seconds if self.epoch_seconds > 0 else math.nan
+
     def words(self) -> Words:
         """See `Event`."""
-        speed = self.samples / self.epoch_seconds if self.epoch_seconds > 0 else math.nan
-        return Words(INFO, f"epoch {self.epoch + 1} done: mean loss {number(self.loss)}, {number(speed)} samples/s")
+        speed = number(self.samples_per_second)
+        return Words(INFO, f"epoch {self.epoch + 1} done: mean loss {number(self.loss)}, {speed} samples/s")
 
 
 @dataclass(frozen=True)

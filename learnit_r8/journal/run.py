@@ -308,7 +308,7 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
     if name is not None and (folder := Path(name)).is_dir():
         if is_run(folder):
             return folder
-        parent, given, name = folder, name, None
+        parent, name = folder, None
     runs, short = runs_in(parent), functools.partial(re.sub, r"^\d{8}-\d{6}-", "")
     found = [run for run in runs if name is None or run.name.startswith(name)]
     found = found or [run for run in runs if short(run.name).startswith(name or "")]
@@ -321,7 +321,7 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
         names = {short(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
         near = get_close_matches(name or "", names, 1)
         meant = f" Did you mean {names[near[0]]}?" if near else ""
-        if given is not None and next(parent.glob("ck_*.r8"), None) is not None and name is None:
+        if name is None and next(parent.glob("ck_*.r8"), None) is not None:
             meant = " It holds checkpoints; run_dir= keeps a run folder."
         raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {given!r}.{meant}")
     return found[0]

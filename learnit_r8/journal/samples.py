@@ -109,40 +109,31 @@ class Samples(NamedTuple):
 
     def columns(self, verdict: Suspects) -> dict[str, Column]:
         """The columns of `SampleTable.to_frame`, by this file."""
-        given, predicted = self.labels(np.arange(len(self.loss)), verdict)
         names = [self.name_of(index) for index in range(len(self.loss))]
-        return label_columns(
-            self._asdict(), verdict, given=given, predicted=predicted, names=names, evidence=self.evidence
-        )
-
-
-def most_suspects(files: Iterable[Samples], precision: float = 0.5) -> tuple[Samples, Suspects]:
-    """The file with most suspects, and its verdict; of several with as many the newest.
-
-    Every view shows the verdict of the newest file, as the run itself would give it. That may have fewer, because a
-    model memorises wrong labels in the end; then `more_before` names this one. A file in which most samples cannot be
-    judged yet counts only if all files are like that.
-
-    Args:
-        files: At least one, oldest first.
-        precision: As for `SampleTable.suspects`.
-    """
-    best, most = None, (False, -1)
-    for samples in files:
-        verdict = samples.suspects(precision)
-        rank = (2 * verdict.num_judged >= len(samples.loss), len(verdict.indices))
-        if rank >= most:
-            best, most = (samples, verdict), rank
-    assert best is not None
-    return best
+        return label_columns(self._asdict(), verdict, self.evidence, names=names, group_labels=self.group_labels)
 
 
 def more_before(files: Iterable[Samples], verdict: Suspects, precision: float = 0.5) -> str:
-    """Names the epoch whose file has more suspects than this verdict of the newest one; "" without one."""
-    samples, most = most_suspects(files, precision)
-    if len(most.indices) <= len(verdict.indices):
+    """Names the epoch whose file has more suspects than the newest one; of several with as many the newest.
+
+    Every view shows the verdict of the newest file, as the run itself would give it. That may have fewer, because a
+    model memorises wrong labels in the end. A file in which most samples cannot be judged yet counts only if all files
+    are like that.
+
+    Args:
+        files: At least one, oldest first.
+        verdict: That of the newest.
+        precision: As for `SampleTable.suspects`.
+
+    Returns:
+        A text; "" without such an epoch.
+    """
+    found = ((samples, samples.suspects(precision)) for samples in files)
+    ranked = [(2 * each.num_judged >= len(file.loss), len(each.indices), file.epoch) for file, each in found]
+    _, most, epoch = max(ranked)
+    if most <= len(verdict.indices):
         return ""
-    return f"more at the end of epoch {samples.epoch + 1}: {len(most.indices):,} (samples --suspects --epoch)"
+    return f"more at the end of epoch {epoch + 1}: {most:,} (samples --suspects --epoch)"
 
 
 def verdict_text(verdict: Suspects) -> str:

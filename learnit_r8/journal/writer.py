@@ -417,9 +417,8 @@ def open_journal(
         return None
     has_samples = table.num_samples or table.storage.ids is not None
     samples = functools.partial(samples_of, table) if has_samples else None
-    is_named = not (run_dir is None or run_dir is True)
+    named = folder = run_dir if isinstance(run_dir, (str, os.PathLike)) else None
     try:
-        folder = run_dir if isinstance(run_dir, (str, os.PathLike)) else None
         if folder is None:
             # With a number added if there is one of this name.
             plain = "".join(each if each.isascii() and (each.isalnum() or each in "-_.") else "_" for each in name)
@@ -427,11 +426,11 @@ def open_journal(
             folder = make_first_free(numbered(stem), lambda new: new.mkdir(parents=True))
         return Journal(folder, name=name, configuration=configuration, samples=samples, requests=requests)
     except OSError as error:
-        if is_named and isinstance(error, (FileExistsError, NotADirectoryError)):
+        if named is not None and isinstance(error, (FileExistsError, NotADirectoryError)):
             raise type(error)(f"run_dir must be a folder, or a path where one can be made, got {run_dir!r}.") from error
         if run_dir and isinstance(error, (FileExistsError, NotADirectoryError, NotOwnFile)):
             raise
-        where = os.fspath(run_dir) if is_named else str(runs_folder())  # type: ignore[arg-type]
+        where = os.fspath(runs_folder() if named is None else named)
         warn(
             f"the run is not recorded, as nothing can be written to the run folder in {where!r}: {error}. Training "
             "goes on. Free or mend that disk, or give another run_dir."

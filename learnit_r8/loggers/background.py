@@ -146,8 +146,7 @@ def numbers_of(event: events.Event) -> tuple[int, dict[str, float]]:
                 "r8/epoch": float(event.epoch),
             }  # fmt: skip
         case events.EpochDone():
-            each = event.samples / event.epoch_seconds if event.epoch_seconds > 0 else math.nan
-            numbers = {"r8/epoch_loss": event.loss, "r8/samples_per_second": each}
+            numbers = {"r8/epoch_loss": event.loss, "r8/samples_per_second": event.samples_per_second}
         case events.MetricsLogged():
             step, numbers = event.at_step, dict(event.named)
         case events.LrFound():

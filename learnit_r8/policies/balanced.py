@@ -165,14 +165,14 @@ class EvenGroups(Around):
 
 def by_loss(loss: NDArray[np.float32]) -> Order:
     """int64[C], positions by ascending loss; ties in the chunk's order, unseen samples spread evenly."""
-    return order_of(keys_of(fill_in(loss) if np.isnan(loss.min()) else loss))
+    return order_of(keys_of(fill_in(loss)))
 
 
 def fill_in(loss: NDArray[np.float32]) -> NDArray[np.float32]:
     """The losses with unseen samples spread evenly over the ranks of the seen ones."""
-    unseen = np.isnan(loss)
-    if not unseen.any():
+    if not np.isnan(loss.min()):
         return loss
+    unseen = np.isnan(loss)
     seen = loss[~unseen]
     if not seen.size:
         return np.zeros(len(loss), np.float32)

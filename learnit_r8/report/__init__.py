@@ -8,13 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..dashboard.state.view import View
 from ..journal.samples import samples_of
 from ..state.durable_io import open_output
 from ..table.table import SampleTable
-from .data import ReportData, report_data, with_samples
+from .data import SamplesData, report_data
 from .document import document
 from .page import content_of
 from .samples import Look, samples_page
@@ -80,15 +77,13 @@ class DataView:
         precision: float = 0.5,
     ) -> None:  # fmt: skip
         if isinstance(source, (str, os.PathLike)):
-            data = report_data(source, precision)
+            data = report_data(source, precision).samples
         else:
             table = getattr(source, "table", source)
             if not isinstance(table, SampleTable):
                 raise TypeError(f"source must be a run folder, a scheduler or its table, got {source!r}.")
-            data = ReportData(None, View(), None, bounds=np.empty((0, 6)), notes=[])
-            if table.num_seen:
-                data = with_samples(data, [samples_of(table, 0, 0)], precision)
-        if data.samples is None:
+            data = SamplesData.of([samples_of(table, 0, 0)], precision) if table.num_seen else None
+        if data is None:
             raise ValueError("source must have learned of some samples, got none: look again after the first epoch.")
         self._page = samples_page(data, Look(thumbnail, describe))
 

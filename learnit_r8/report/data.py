@@ -71,45 +71,97 @@ class Row(NamedTuple):
     votes: int = 0
 
 
-class ReportData(NamedTuple):
-    """The content of a report.
+class SamplesData(NamedTuple):
+    """What the samples files of a run say, or a table while it learns.
 
     Attributes:
-        run: The run folder, read to its end; None for a table that is looked at while it learns.
-        view: The events, folded.
-        state: The state of the run; None for a table.
-        bounds: float64[S, 6], step and bounds of the quarters.
-        notes: Reasons why something is not shown.
-        samples: The newest samples; None without a file.
-        verdict: The verdict on wrong labels by the newest samples; None without any.
+        newest: The newest samples.
+        verdict: The verdict on wrong labels by them.
+        history: float32[F, N], the last observation of every sample in each samples file.
+        folder: The run folder; None for a table.
         more_before: An epoch with more suspects, and how many; "" without one.
         hardest: The samples with the highest loss.
         suspects: The samples that look mislabelled; empty unless losses are exact.
         ranked: The suspects, or where there are none the samples with the highest mean loss; empty unless losses are
             exact.
         confusion: The suspects by label given and suggested; None where no label is suggested.
-        history: float32[F, N], the last observation of every sample in each samples file.
         overview: How every sample was learnt; None without predictions.
         calibrations: Epoch, 0-based, and calibration of each samples file, where it is known.
         data_map: None without predictions and without at least two samples files.
     """
 
-    run: Run | None
-    view: View
-    state: State | None
-    bounds: NDArray[np.float64]
-    notes: list[str]
-    samples: Samples | None = None
-    verdict: Suspects | None = None
+    newest: Samples
+    verdict: Suspects
+    history: NDArray[np.float32]
+    folder: Path | None = None
     more_before: str = ""
     hardest: Sequence[Row] = ()
     suspects: Sequence[Row] = ()
     ranked: Sequence[Row] = ()
     confusion: Confusion | None = None
-    history: NDArray[np.float32] = np.empty((0, 0), np.float32)
     overview: Overview | None = None
     calibrations: Sequence[tuple[int, Calibration]] = ()
     data_map: DataMap | None = None
+
+    @classmethod
+    def of(cls, files: Sequence[Samples], precision: float, folder: Path | None = None) -> SamplesData:
+        """What samples files say, oldest first, at least one."""
+        samples = files[-1]
+        verdict = samples.suspects(precision)
+        data = cls(samples, verdict, np.stack([samples.last for samples in files]), folder)
+        ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
+        # The labels that look wrong, and what they should be; none of numbers, of which hardly any come again.
+        given, suggested = samples.labels(verdict.indices, verdict) if verdict.given.dtype.kind != "f" else ([], [])
+        if verdict.places is not None:
+            given, suggested = verdict.places.given.tolist(), verdict.places.suggested.tolist()
+        overviews = [each.overview() for each in files]
+        found = ((each.epoch, overview.calibration()) for each, overview in zip(files, overviews, strict=True))
+        return data._replace(
+            more_before=more_before(files, verdict, precision),
+            hardest=data.rows(samples.hardest(LISTED)),
+            suspects=data.rows(verdict.indices[:MOST_SUSPECTS]),
+            confusion=confusion_of(map(label_text, given), map(label_text, suggested)),
+            ranked=data.rows(ranked[:IN_GALLERY]) if samples.is_exact else (),
+            overview=overviews[-1] if overviews[-1].is_known else None,
+            calibrations=[(epoch, calibration) for epoch, calibration in found if calibration is not None],
+            data_map=_data_map(overviews[-1], data.history),
+        )
+
+    def rows(self, chosen: NDArray[np.int64]) -> list[Row]:
+        """What is known of some samples, for a table or a gallery."""
+        samples, verdict = self.newest, self.verdict
+        suspects = verdict.indices.tolist()
+        reasons, scores = dict(zip(suspects, verdict.why, strict=True)), dict(zip(suspects, verdict.score, strict=True))
+        votes = dict(zip(suspects, verdict.votes.tolist(), strict=False))
+        columns = (samples.loss, samples.last, samples.mean)
+        rows = []
+        for index, given, predicted in zip(chosen.tolist(), *samples.labels(chosen, verdict), strict=True):
+            loss, last, mean = (float(column[index]) for column in columns)
+            history, suggested = self.history[:, index].astype(float).tolist(), "" if predicted == given else predicted
+            uses, why, score = int(samples.usage_count[index]), reasons.get(index, ""), scores.get(index, math.nan)
+            labels = label_text(given), label_text(suggested), votes.get(index, 0)
+            rows.append(Row(index, samples.name_of(index), loss, last, mean, uses, history, why, float(score), *labels))
+        return rows
+
+
+class ReportData(NamedTuple):
+    """The content of a report.
+
+    Attributes:
+        run: The run folder, read to its end.
+        view: The events, folded.
+        state: The state of the run.
+        bounds: float64[S, 6], step and bounds of the quarters.
+        notes: Reasons why something is not shown.
+        samples: What the samples files say; None without any.
+    """
+
+    run: Run
+    view: View
+    state: State
+    bounds: NDArray[np.float64]
+    notes: list[str]
+    samples: SamplesData | None
 
 
 def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> ReportData:
@@ -133,33 +185,8 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
         if quarters.get("high"):
             rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
     bounds = np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
-    return with_samples(ReportData(run, view, state, bounds, notes), files, precision)
-
-
-def with_samples(data: ReportData, files: Sequence[Samples], precision: float) -> ReportData:
-    """The data with what the samples files say, oldest first; unchanged without any."""
-    if not files:
-        return data
-    samples = files[-1]
-    verdict = samples.suspects(precision)
-    data = data._replace(samples=samples, verdict=verdict, history=np.stack([samples.last for samples in files]))
-    ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
-    # The labels that look wrong, and what they should be; none of numbers, of which hardly any come again.
-    given, suggested = samples.labels(verdict.indices, verdict) if verdict.given.dtype.kind != "f" else ([], [])
-    if verdict.places is not None:
-        given, suggested = verdict.places.given.tolist(), verdict.places.suggested.tolist()
-    overviews = [each.overview() for each in files]
-    found = ((each.epoch, overview.calibration()) for each, overview in zip(files, overviews, strict=True))
-    return data._replace(
-        more_before=more_before(files, verdict, precision),
-        hardest=rows_of(data, samples.hardest(LISTED)),
-        suspects=rows_of(data, verdict.indices[:MOST_SUSPECTS]),
-        confusion=confusion_of(map(label_text, given), map(label_text, suggested)),
-        ranked=rows_of(data, ranked[:IN_GALLERY]) if samples.is_exact else (),
-        overview=overviews[-1] if overviews[-1].is_known else None,
-        calibrations=[(epoch, calibration) for epoch, calibration in found if calibration is not None],
-        data_map=_data_map(overviews[-1], data.history),
-    )
+    found = SamplesData.of(files, precision, run.folder) if files else None
+    return ReportData(run, view, state, bounds, notes, found)
 
 
 def _readable(folder: Path, notes: list[str]) -> list[Samples]:
@@ -174,25 +201,6 @@ def _readable(folder: Path, notes: list[str]) -> list[Samples]:
         values = {name: np.where(np.isfinite(array), array, np.float32("nan")) for name, array in values.items()}
         files.append(samples._replace(**values))
     return files[::-1]
-
-
-def rows_of(data: ReportData, chosen: NDArray[np.int64]) -> list[Row]:
-    """What is known of some samples, for a table or a gallery."""
-    samples, verdict = data.samples, data.verdict
-    assert samples is not None
-    assert verdict is not None
-    suspects = verdict.indices.tolist()
-    reasons, scores = dict(zip(suspects, verdict.why, strict=True)), dict(zip(suspects, verdict.score, strict=True))
-    votes = dict(zip(suspects, verdict.votes.tolist(), strict=False))
-    columns = (samples.loss, samples.last, samples.mean)
-    rows = []
-    for index, given, predicted in zip(chosen.tolist(), *samples.labels(chosen, verdict), strict=True):
-        loss, last, mean = (float(column[index]) for column in columns)
-        history, suggested = data.history[:, index].astype(float).tolist(), "" if predicted == given else predicted
-        uses, why, score = int(samples.usage_count[index]), reasons.get(index, ""), float(scores.get(index, math.nan))
-        labels = label_text(given), label_text(suggested), votes.get(index, 0)
-        rows.append(Row(index, samples.name_of(index), loss, last, mean, uses, history, why, score, *labels))
-    return rows
 
 
 def label_text(label: object) -> str:

@@ -29,25 +29,25 @@ LEVELS = {"open": "warn", "over": "good", "gave up": "alert"}
 
 def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:
     """The data of the page: strict JSON but for NaN, with nothing that is no number, text, list or dict."""
-    assert data.run is not None
-    assert data.state is not None
-    view, run, state = data.view, data.run, data.state
+    view, run, state, of = data.view, data.run, data.state, data.samples
     notes = [f"could not be shown: {clean(note)}" for note in data.notes[:5]]
     if num_damaged := run.num_damaged + view.num_left_out:
         notes.append(f"{num_damaged:,} lines of the journal could not be read and were skipped")
     ended = utc(view.heard) if math.isfinite(view.heard) else "no record"
     notes.append(f"{clean(run.folder)} · last record {ended}")
-    about_samples = [*samples.gallery(data, look), *samples.verdict(data)]
-    # Who hands in pictures wants to look at them.
-    first, later = (about_samples, []) if look != NO_LOOK else ([], about_samples)
+    first, later, classes = list[Data](), list[Data](), list[Data]()
+    if of is not None:
+        about, classes = [*samples.gallery(of, look), *samples.verdict(of)], [*samples.classes(of)]
+        later = [*samples.suspects(of), *samples.hardest(of), *samples.map_section(of, look), *samples.overview(of)]
+        # Who hands in pictures wants to look at them.
+        first, later = (about, later) if look != NO_LOOK else ([], about + later)
     sections = [*_incidents(view, run.folder), *first, *_cards(view, ended)]
     sections += [*loss_section(view), *rate_section(view)]
     for title, names in list(grouped(view.metrics).items())[:MOST_METRICS]:
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))
     sections += [
-        *_groups(view), *_quarters(data), *later, *samples.suspects(data), *samples.hardest(data),
-        *samples.map_section(data, look), *samples.overview(data), *_histograms(view),
-        *samples.classes(data), *_events(view), *_configuration(data, run),
+        *_groups(view), *_quarters(data), *later, *_histograms(view), *classes, *_events(view),
+        *_configuration(data, run),
     ]  # fmt: skip
     what = "" if view.run is None else f"{view.run.data} · policy {clean(view.run.policy, 40)}"
     return {

@@ -17,7 +17,7 @@ from ..dashboard.state.curve import range_of
 from ..events.text import clean, number, share
 from ..journal.samples import verdict_text
 from ..table.quantiles import top
-from .data import Confusion, DataMap, ReportData, Row, confusion_of, label_text, rows_of
+from .data import Confusion, DataMap, Row, SamplesData, confusion_of, label_text
 from .document import Data, bars, chart, curve, document, known, section, table
 
 SIDE = 96
@@ -167,17 +167,15 @@ SHOWN, MOST_IDS, BEYOND = 6, 100_000, 26.0
 """Samples of a region that are shown; ids that a page holds; a bound that no margin reaches, in place of infinity."""
 
 
-def samples_page(data: ReportData, look: Look) -> str:
+def samples_page(data: SamplesData, look: Look) -> str:
     """The page of the samples alone, as a notebook shows it."""
     sections = [*map_section(data, look), *overview(data), *verdict(data), *classes(data)]
     return document({"title": "samples", "sections": sections}, has_pictures=look.thumbnail is not None)
 
 
-def verdict(data: ReportData) -> Iterator[Data]:
+def verdict(data: SamplesData) -> Iterator[Data]:
     """How many labels look wrong, and how far to trust that."""
-    verdict, samples = data.verdict, data.samples
-    if samples is None or verdict is None:
-        return
+    verdict, samples = data.verdict, data.newest
     blocks: list[Data] = [{"big": f"{len(verdict.indices):,}"}] * bool(len(verdict.indices))
     blocks += [{"text": f"{clean(verdict_text(verdict))}."}]
     if data.more_before:
@@ -190,13 +188,13 @@ def verdict(data: ReportData) -> Iterator[Data]:
     yield section("What the samples say", *blocks, kind="half")
 
 
-def _trust(data: ReportData) -> str:
-    if data.samples is None or data.samples.is_exact:
+def _trust(data: SamplesData) -> str:
+    if data.newest.is_exact:
         return "The loss of every sample was reported, so these numbers are exact."
     return "Only means were reported, so the loss of a single sample is an estimate, and the order of samples is rough."
 
 
-def gallery(data: ReportData, look: Look) -> Iterator[Data]:
+def gallery(data: SamplesData, look: Look) -> Iterator[Data]:
     """The most suspect samples, and which labels are confused; without a verdict only with something to look at."""
     if not data.ranked or not (data.suspects or look != NO_LOOK):
         return
@@ -205,8 +203,7 @@ def gallery(data: ReportData, look: Look) -> Iterator[Data]:
         note = f"{first} by mean loss. This is an order and no verdict: no sample is called mislabelled."
         yield section("Samples to look at", {"gallery": cards}, note=note)
         return
-    total = 0 if data.verdict is None else len(data.verdict.indices)
-    note = f"{first} of {total:,} samples that look mislabelled, most suspect first."
+    note = f"{first} of {len(data.verdict.indices):,} samples that look mislabelled, most suspect first."
     yield section("Labels to look at", {"gallery": cards}, note=note)
     if data.confusion is not None:
         note = "Samples that look mislabelled, by the label they have and the one that was predicted most."
@@ -224,9 +221,9 @@ def _confusion(confusion: Confusion, instead: str = "should be") -> Data:
     return table((f"given ↓ {instead} →", *labels), rows, kind="matrix")
 
 
-def suspects(data: ReportData) -> Iterator[Data]:
+def suspects(data: SamplesData) -> Iterator[Data]:
     """All that look mislabelled, to mark and to save."""
-    if not data.suspects or data.verdict is None:
+    if not data.suspects:
         return
     total, rows = len(data.verdict.indices), data.suspects
     shown = f"All {total:,}" if len(rows) == total else f"The first {len(rows):,} of {total:,}"
@@ -254,7 +251,7 @@ def suspects(data: ReportData) -> Iterator[Data]:
     yield section("Suspects", {"save": saved}, table(columns, cells, kind="suspects", tall=True), note=note)
 
 
-def hardest(data: ReportData) -> Iterator[Data]:
+def hardest(data: SamplesData) -> Iterator[Data]:
     """The samples with the highest losses."""
     rows = [
         [row.number, clean(row.name, 100), row.loss, row.last, row.mean, row.uses, {"spark": known(row.history)},
@@ -314,10 +311,10 @@ def _ranges(data_map: DataMap) -> tuple[tuple[float, float], tuple[float, float]
     return (0.0, range_of(data_map.spread, share=0.999)[1]), range_of([low, high])
 
 
-def map_section(data: ReportData, look: Look) -> Iterator[Data]:
+def map_section(data: SamplesData, look: Look) -> Iterator[Data]:
     """Every sample by the mean and the variation of its margin or loss, and the samples of each region."""
-    data_map, samples, verdict = data.data_map, data.samples, data.verdict
-    if data_map is None or samples is None:
+    data_map, samples, verdict = data.data_map, data.newest, data.verdict
+    if data_map is None:
         return
     (_, widest), (low, high) = _ranges(data_map)
     mean, spread, of = data_map.mean, data_map.spread, "loss" if data_map.num_epochs else "margin"
@@ -328,7 +325,7 @@ def map_section(data: ReportData, look: Look) -> Iterator[Data]:
     cells = [[int(c), int(r), round(0.12 + 0.88 * float(shades[c, r]), 2)] for c, r in np.argwhere(counts)]
     found = list(regions_of(data_map))
     # Together, as the page has room for so many pictures.
-    cards = iter(look.of(rows_of(data, np.concatenate([each.indices[:SHOWN] for each in found])) if found else []))
+    cards = iter(look.of(data.rows(np.concatenate([each.indices[:SHOWN] for each in found])) if found else []))
     regions = []
     for spans, means, box, indices in found:
         words = f"mean {of} {_span(means)}, varies by {_span(spans)}: {len(indices):,} samples"
@@ -337,16 +334,16 @@ def map_section(data: ReportData, look: Look) -> Iterator[Data]:
             rows = [[index, samples.name_of(index)] for index in np.sort(indices).tolist()]
             save = {"file": "region.csv", "say": "Save their ids as CSV"}
             region["save"] = {**save, "columns": ["index", "name"], "rows": rows}
-        if not data_map.num_epochs and data.run is not None:
+        if not data_map.num_epochs and data.folder is not None:
             bounds = " ".join(
                 f"--{name} {max(start, -BEYOND):g} {min(end, BEYOND):g}"
                 for name, (start, end) in (("margin", means), ("variability", spans))
             )
-            region["command"] = f"learnit-r8 samples {shlex.quote(clean(data.run.folder))} {bounds} --csv"
+            region["command"] = f"learnit-r8 samples {shlex.quote(clean(data.folder))} {bounds} --csv"
         regions.append(region)
     circles = [
         [clean(samples.name_of(index), 80), float(spread[index]), float(mean[index])]
-        for index in (top(mean, 10) if verdict is None or not len(verdict.indices) else verdict.indices[:400]).tolist()
+        for index in (verdict.indices[:400] if len(verdict.indices) else top(mean, 10)).tolist()
         if known[index]
     ]
     what = (
@@ -371,7 +368,7 @@ def _span(ends: tuple[float, float]) -> str:
     return f"{number(low)} to {number(high)}"
 
 
-def overview(data: ReportData) -> Iterator[Data]:
+def overview(data: SamplesData) -> Iterator[Data]:
     """The calibration of the model and when it learnt the samples; nothing without predictions."""
     if data.overview is None:
         return
@@ -394,7 +391,7 @@ def overview(data: ReportData) -> Iterator[Data]:
     yield section("Learnt when, forgotten how often", *charts, note=note, kind="half")
 
 
-def _calibration(data: ReportData) -> Data:
+def _calibration(data: SamplesData) -> Data:
     """The reliability diagram of the end, and calibration over the kept epochs."""
     if not data.calibrations:
         reason = "the losses are not the cross entropies of the predictions, so how sure the model was is unknown"
@@ -424,10 +421,10 @@ def _calibration(data: ReportData) -> Data:
     return section("Calibration", *blocks, note=note, kind="half")
 
 
-def classes(data: ReportData) -> Iterator[Data]:
+def classes(data: SamplesData) -> Iterator[Data]:
     """The tables of classes; nothing without predictions."""
-    overview, samples = data.overview, data.samples
-    if overview is None or samples is None or data.verdict is None:
+    overview, samples = data.overview, data.newest
+    if overview is None:
         return
     names = overview.names(samples.group, samples.group_labels)
     classes = sorted(overview.classes(data.verdict.indices, names), key=lambda one: one.accuracy)

@@ -6,10 +6,9 @@ With predictions there is a second way, for losses that overlap: see `labels.mir
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +45,8 @@ MOST_ALIKE, MOST_ALIKE_OF_TWO = 10, 2
 benchmarks/label_kinds.py, which repeat; there and in benchmarks/verdicts.py several labels, each of another kind, have
 a gain of 3 at most on clean data, as if each were an observation."""
 
+
+NOT_EXACT = "per-sample losses are needed: report a vector of losses."
 
 STILL_WRONG = 0.25
 """Share of the labels that looked wrong before weights began, from which on those that still do must show wrong labels,
@@ -88,8 +89,11 @@ def find_suspects(
     Source: the mean loss ranks wrong labels as well as the area under the margin of Pleiss et al. (arXiv:2001.10528);
     that and the two components are measured in ``benchmarks/learning.py``, the margins in ``benchmarks/labels.py``.
     """
-    trust = trust_of(records, evidence, trust)
-    found = _find(records, untrained_loss, exact, by_group, evidence, precision, trust)
+    of_losses = trust_of(records, evidence, PLAIN)
+    trust = least_trust([trust, of_losses])
+    search = _Search(Columns.of(records, "usage_count"), untrained_loss, by_group, precision)
+    shown = None if evidence is None else Columns.of(evidence, "visits")
+    found = search.find(shown, trust, is_entropy=of_losses == PLAIN) if exact else no_suspects(NOT_EXACT)
     return replace(found, precision=math.nan, caution=NO_PROMISE) if trust == WEIGHED else found
 
 
@@ -102,45 +106,182 @@ def trust_of(records: Any, evidence: Any, trust: str) -> str:
     return least_trust([trust, trust_in(last, _part_of(shown, "last_margin")["last_margin"])])
 
 
-def _find(
-    records: Any, untrained_loss: float, exact: bool, by_group: bool, evidence: Any, precision: float, trust: str
-) -> Suspects:
-    """The suspects, see `find_suspects`."""
-    if not exact:
-        return no_suspects("per-sample losses are needed: report a vector of losses.")
-    known, shown = Columns.of(records, "usage_count"), None if evidence is None else Columns.of(evidence, "visits")
-    num_judged = _num_judged(known, "usage_count")
-    if not num_judged:
-        return no_suspects(f"too early: samples are judged from {LEAST_USES} uses on.")
-    by_humps = partial(_by_humps, known, num_judged, untrained_loss, by_group, precision)
-    if shown is None:
-        found = by_humps(is_strict=precision > 0.5)
-        return replace(found, **_suggestions(None, found.indices), num_judged=num_judged)
-    if trust == BOUNDED:
-        return replace(no_suspects(NO_CROSS_ENTROPY), num_judged=num_judged)
-    shown = shown.exchanged("margin", "early") if trust == EARLY else shown
-    found = _by_mirror(known, shown, untrained_loss, by_group, precision, is_trained=trust == PLAIN)
-    if found.method == MIRROR and trust == EARLY and trust_of(records, evidence, PLAIN) == PLAIN:
-        part = _part_of(Columns.of(evidence, "visits"), "early", "margin")
-        late, num_early = part["margin"].astype(np.float64), int(np.count_nonzero(part["early"] > 0))
-        num_late = int(np.count_nonzero(late > 0))
-        are_few = STILL_WRONG * num_early <= num_late < LEAST_POSITIVE
-        found = no_suspects(NOT_ANY_MORE) if are_few and Mirror.of(late, least=num_late) is None else found
-    if len(shown) > len(known) or "residual" in shown.names:
-        # The mean loss of several labels says little of each, and the losses of numbers have no two components.
-        if len(shown) > len(known) and found.places is None:
-            found = replace(found, places=_places(known, shown, _NOBODY, np.empty(0)))
-        return replace(found, num_judged=num_judged)
-    # Of losses that are no cross entropy nobody knows what is high.
-    if found.reason and trust_of(records, evidence, PLAIN) == PLAIN:
-        # So few tell nothing against the losses.
-        some = _part_of(shown, *fields_of(shown.names))
-        are_few = int(np.count_nonzero(margins_of(some).of(some) > 0)) < LEAST_POSITIVE
-        apart = by_humps(is_strict=True, least=0.0 if are_few else FAR_APART)
-        found = apart if are_few or not apart.reason else found
-    if found.method == MIRROR:
-        num_judged = _num_judged(shown, "visits")
-    return replace(found, **_suggestions(shown, found.indices), num_judged=num_judged)
+class _Search(NamedTuple):
+    """A search for wrong labels.
+
+    Attributes:
+        records: The losses and uses of the samples.
+        untrained_loss, by_group, precision: As for `find_suspects`.
+    """
+
+    records: Columns
+    untrained_loss: float
+    by_group: bool
+    precision: float
+
+    def find(self, evidence: Columns | None, trust: str, *, is_entropy: bool) -> Suspects:
+        """The suspects by margins, or by losses; see `find_suspects`.
+
+        Args:
+            evidence: What predictions say; None without any.
+            trust: Which margins may be judged.
+            is_entropy: Whether the losses may be cross entropies; of others nobody knows what is high.
+        """
+        records, num_judged = self.records, _num_judged(self.records, "usage_count")
+        if not num_judged:
+            return no_suspects(f"too early: samples are judged from {LEAST_USES} uses on.")
+        if evidence is None:
+            found = self.by_humps(num_judged, is_strict=self.precision > 0.5)
+            return replace(found, **suggestions(None, found.indices), num_judged=num_judged)
+        if trust == BOUNDED:
+            return replace(no_suspects(NO_CROSS_ENTROPY), num_judged=num_judged)
+        found = self.by_mirror(evidence, trust)
+        if found.method == MIRROR and trust == EARLY and is_entropy:
+            part = _part_of(evidence, "early", "margin")
+            late, num_early = part["margin"].astype(np.float64), int(np.count_nonzero(part["early"] > 0))
+            num_late = int(np.count_nonzero(late > 0))
+            are_few = STILL_WRONG * num_early <= num_late < LEAST_POSITIVE
+            found = no_suspects(NOT_ANY_MORE) if are_few and Mirror.of(late, least=num_late) is None else found
+        if len(evidence) > len(records) or "residual" in evidence.names:
+            # The mean loss of several labels says little of each, and the losses of numbers have no two components.
+            if len(evidence) > len(records) and found.places is None:
+                found = replace(found, places=self.places(evidence, _NOBODY, np.empty(0)))
+            return replace(found, num_judged=num_judged)
+        if found.reason and is_entropy:
+            # So few tell nothing against the losses.
+            some = _part_of(evidence, *fields_of(evidence.names))
+            margins = margins_of(some, is_early=trust == EARLY)
+            are_few = int(np.count_nonzero(margins.of(some) > 0)) < LEAST_POSITIVE
+            apart = self.by_humps(num_judged, is_strict=True, least=0.0 if are_few else FAR_APART)
+            found = apart if are_few or not apart.reason else found
+        if found.method == MIRROR:
+            num_judged = _num_judged(evidence, "visits")
+        return replace(found, **suggestions(evidence, found.indices), num_judged=num_judged)
+
+    def by_humps(self, num_judged: int, *, is_strict: bool, least: float = 0.0) -> Suspects:
+        """The samples of the higher component; none unless the two are as far apart as ``least``, by Ashman's D."""
+        records, untrained_loss, precision = self.records, self.untrained_loss, self.precision
+        if not untrained_loss > 0:
+            return no_suspects(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
+        part = _part_of(records, "mean", "usage_count", *(["group"] if self.by_group else []))
+        suspicion = Suspicion.of(part["mean"], part["usage_count"], untrained_loss)
+        if suspicion is None or suspicion.humps.separation < least:
+            return no_suspects("no group of samples stands apart from the others and is worse than an untrained model.")
+        flags = suspicion.flags
+        # The score never falls with the mean loss.
+        every, mean = _falling(
+            (start, some["mean"], flags(some["mean"], some["usage_count"]))
+            for start, some in records.blocks("mean", "usage_count")
+        )
+        score = suspicion.score(mean)
+        if self.by_group:
+            is_left = ~are_spared(records.read("group", where=every)["group"], part["group"])
+            every, score = every[is_left], score[is_left]
+        share, surely = len(every) / num_judged, np.count_nonzero(score > SURE) / num_judged
+        # The longest list whose mean score is at least the precision.
+        enough = np.flatnonzero(np.cumsum(score) >= precision * np.arange(1, len(score) + 1))
+        indices = every[: int(enough[-1]) + 1] if len(enough) else every[:0]
+        score = score[: len(indices)]
+        if not len(indices):
+            return no_suspects("no sample is more likely wrong than learnt.")
+        # The upper component takes some right labels, too, which its scores do not show.
+        sure = min(float(score.mean()), 1 - (TAIL * num_judged + is_strict) / len(indices))
+        if is_strict and sure < precision:
+            return no_suspects("too few samples stand apart from the others for the precision asked for.")
+        not_fine = float((suspicion.score(part["mean"]) > 1 - SURE)[part["usage_count"] >= LEAST_USES].mean())
+        rates = min(surely, share), max(not_fine, share)
+        found = self.found(indices, score, HUMPS)
+        return replace(found, precision=max(0.0, sure), noise_rate=share, noise_range=rates)
+
+    def by_mirror(self, evidence: Columns, trust: str) -> Suspects:
+        """The samples whose margins no right labels explain, by margins of all labels or, of many, of some."""
+        width = len(evidence) // len(self.records)
+        part = _part_of(evidence, *{*fields_of(evidence.names), "visits", "given", *(["leader"] if width > 1 else [])})
+        margins = margins_of(part, LEAST_USES, is_early=trust == EARLY)
+        judged = np.flatnonzero(part["visits"] >= LEAST_USES)
+        is_part = len(part["visits"]) < len(evidence)
+        judged_at = spread(len(evidence), MOST_FITTED // 4)[judged] if is_part else judged
+        some = {name: values[judged] for name, values in part.items()}
+        group = self.groups_of(some, judged_at, width)
+        is_binary = some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2
+        of_labels: dict[str, Any] = {
+            "alike": min(width, MOST_ALIKE_OF_TWO if is_binary else MOST_ALIKE),
+            "sample": judged_at // width if width > 1 else None, "is_binary": is_binary,
+            "is_steady": trust == PLAIN,
+        }  # fmt: skip
+        every, image = margins.of(some).astype(np.float64), margins.image(some)
+        spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None
+        common = common_class(some["given"]) if width > 1 else -1
+        if is_binary and common >= 0:
+            # Of two classes each is what the other is taken for, unless labels make up objects on a background.
+            whole = Mirror.of(every, **of_labels)
+            common = -1 if whole is None or whole.clump < LEAST_CLUMP else common
+        lists: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
+        count, right, noise = 0, 0.0, np.zeros(2)
+        for is_common in (None,) if common < 0 else (True, False):
+            own = every if is_common is None else np.where(predicts(some, every, common) == is_common, every, np.nan)
+            margin, mirror, chosen = mirror_margins(own, group, self.precision, image=image, **of_labels)
+            if mirror is None:
+                continue
+            if spared is not None:
+                chosen = chosen[~spared(some["given"][chosen], judged_at[chosen] % width)]
+            score, careful = mirror.score(margin)[: len(judged)], Mirror.of(margin, caution=3.0, **of_labels)
+            noise += score.mean(), 0.0 if careful is None else careful.score(margin)[: len(judged)].mean()
+            if not len(chosen):
+                continue
+            least = margin[chosen[-1:]]
+            # Of those that are spared, as many are right.
+            listed = len(chosen) / np.count_nonzero(margin[: len(judged)] >= least)
+            count, right = count + len(chosen), right + listed * float(mirror.expected(margin, least)[0])
+            if not is_part:
+                lists.append((judged_at[chosen], margin[chosen], score[chosen]))
+                continue
+            indices, high = _above(evidence, margins, float(least[0]), common, is_common)
+            known = evidence.read("given", where=indices)
+            is_left = ~are_spared(self.groups_of(known, indices, width), group)
+            if spared is not None:
+                is_left &= ~spared(known["given"], indices % width)
+            sizes = high[is_left].astype(np.float64)
+            lists.append((indices[is_left], sizes, mirror.score(margin, sizes)))
+        if not count:
+            return no_suspects("no more samples look wrong than hard ones with right labels would explain.")
+        indices, sizes, scores = (np.concatenate(parts) for parts in zip(*lists, strict=True))
+        order = np.argsort(-sizes, kind="stable")
+        rates, range_ = float(noise[0]), (float(noise[1]), float((every > 0).mean()))
+        found = self.of_places(evidence, indices[order], scores[order])
+        return replace(found, precision=max(0.0, 1 - right / count), noise_rate=rates, noise_range=range_)
+
+    def groups_of(self, some: Fields, where: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+        """int64[M], the groups to protect: the user's, else the labels; one group for several labels, numbers."""
+        if self.by_group:
+            return self.records.read("group", where=where // width)["group"].astype(np.int64)
+        if width > 1 or "residual" in some or some["given"].dtype.kind == "f":
+            return np.zeros(len(where), np.int64)
+        return some["given"].astype(np.int64)
+
+    def of_places(self, evidence: Columns, flat: NDArray[np.int64], score: NDArray[np.float64]) -> Suspects:
+        """The suspects, from positions of labels, most suspect first."""
+        if len(evidence) == len(self.records):
+            return replace(self.found(flat, score, MIRROR), **suggestions(evidence, flat))
+        places = self.places(evidence, flat, score)
+        first = np.sort(np.unique(places.indices, return_index=True)[1])
+        labels = {name: getattr(places, name)[first] for name in ("given", "suggested", "votes")}
+        return replace(self.found(places.indices[first], score[first], MIRROR), places=places, **labels)
+
+    def places(self, evidence: Columns, flat: NDArray[np.int64], score: NDArray[np.float64]) -> Places:
+        """Labels by their positions among those of all samples."""
+        size = len(self.records)
+        at, labels = np.divmod(flat, len(evidence) // size), suggestions(evidence, flat)
+        return Places(*at, score=score, num_samples=size, num_places=len(evidence) // size, **labels)
+
+    def found(self, indices: NDArray[np.int64], score: NDArray[np.float64], method: str) -> Suspects:
+        """The suspects with their losses, and why."""
+        known = self.records.read("last", "mean", where=indices)
+        last, mean = known["last"], known["mean"]
+        texts = np.array([MEMORISED, RISING, ALWAYS_HIGH], object)
+        why = texts[np.where(last < self.untrained_loss / 2, 0, np.where(last / 1.2 > mean, 1, 2))].tolist()
+        precision, unknown = float(score.mean()), (math.nan, math.nan)
+        return Suspects(indices, mean, score, tuple(why), math.nan, unknown, "", precision, method=method)
 
 
 def _num_judged(columns: Columns, field: str) -> int:
@@ -154,157 +295,14 @@ def _part_of(columns: Columns, *fields: str) -> Fields:
     return columns.read(*fields, where=None if size <= MOST_FITTED else spread(size, MOST_FITTED // 4))
 
 
-def _by_humps(
-    records: Columns,
-    num_judged: int,
-    untrained_loss: float,
-    by_group: bool,
-    precision: float,
-    *,
-    is_strict: bool,
-    least: float = 0.0,
-) -> Suspects:
-    """The samples of the higher component; none unless the components are as far apart as ``least``, by Ashman's D."""
-    if not untrained_loss > 0:
-        return no_suspects(f"the loss of an untrained model must be > 0 to compare with, got {untrained_loss:.3g}.")
-    part = _part_of(records, "mean", "usage_count", *(["group"] if by_group else []))
-    suspicion = Suspicion.of(part["mean"], part["usage_count"], untrained_loss)
-    if suspicion is None or suspicion.humps.separation < least:
-        return no_suspects("no group of samples stands apart from the others and is worse than an untrained model.")
-    every, mean = _chosen(records, ("mean", "usage_count"), suspicion.flags)
-    # The score never falls with the mean loss.
-    order = falling_order(mean)
-    every, score = every[order], suspicion.score(mean[order])
-    if by_group:
-        is_left = ~are_spared(records.read("group", where=every)["group"], part["group"])
-        every, score = every[is_left], score[is_left]
-    share, surely = len(every) / num_judged, np.count_nonzero(score > SURE) / num_judged
-    # The longest list whose mean score is at least the precision.
-    enough = np.flatnonzero(np.cumsum(score) >= precision * np.arange(1, len(score) + 1))
-    indices = every[: int(enough[-1]) + 1] if len(enough) else every[:0]
-    score = score[: len(indices)]
-    if not len(indices):
-        return no_suspects("no sample is more likely wrong than learnt.")
-    # The upper component takes some right labels, too, which its scores do not show.
-    sure = min(float(score.mean()), 1 - (TAIL * num_judged + is_strict) / len(indices))
-    if is_strict and sure < precision:
-        return no_suspects("too few samples stand apart from the others for the precision asked for.")
-    not_fine = float((suspicion.score(part["mean"]) > 1 - SURE)[part["usage_count"] >= LEAST_USES].mean())
-    found = _found(records, indices, score, untrained_loss, HUMPS)
-    return replace(
-        found, precision=max(0.0, sure), noise_rate=share, noise_range=(min(surely, share), max(not_fine, share))
-    )
-
-
-def _chosen(
-    columns: Columns, fields: tuple[str, str], choose: Callable[..., NDArray[np.bool_]]
+def _falling(
+    blocks: Iterable[tuple[int, NDArray[np.float32], NDArray[np.bool_]]],
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return int64[K], the samples that ``choose`` selects by two of their fields, in order, and their first field."""
-    places, values = [], []
-    for start, some in columns.blocks(*fields):
-        chosen = np.flatnonzero(choose(*(some[field] for field in fields)))
-        places.append(chosen + start)
-        values.append(some[fields[0]][chosen])
-    return np.concatenate(places), np.concatenate(values)
-
-
-def _by_mirror(
-    records: Columns, evidence: Columns, untrained_loss: float, by_group: bool, precision: float, *, is_trained: bool
-) -> Suspects:
-    """The samples whose margins no right labels explain, by margins of all labels or, of many, of some."""
-    width = len(evidence) // len(records)
-    part = _part_of(evidence, *{*fields_of(evidence.names), "visits", "given", *(["leader"] if width > 1 else [])})
-    margins, judged = margins_of(part, LEAST_USES), np.flatnonzero(part["visits"] >= LEAST_USES)
-    is_part = len(part["visits"]) < len(evidence)
-    judged_at = spread(len(evidence), MOST_FITTED // 4)[judged] if is_part else judged
-    some = {name: values[judged] for name, values in part.items()}
-    group = _groups_of(records, some, judged_at, width, by_group)
-    is_binary = some["given"].dtype.kind in "ui" and int(some["given"].max(initial=0)) < 2
-    of_labels: dict[str, Any] = {
-        "alike": min(width, MOST_ALIKE_OF_TWO if is_binary else MOST_ALIKE),
-        "sample": judged_at // width if width > 1 else None, "is_binary": is_binary,
-        "is_steady": is_trained,
-    }  # fmt: skip
-    every, image = margins.of(some).astype(np.float64), margins.image(some)
-    spared = unlearned(every, some["given"], judged_at % width) if width > 1 else None
-    common = common_class(some["given"]) if width > 1 else -1
-    if is_binary and common >= 0:
-        # Of two classes each is what the other is taken for, unless labels make up objects on a background.
-        whole = Mirror.of(every, **of_labels)
-        common = -1 if whole is None or whole.clump < LEAST_CLUMP else common
-    lists: list[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]] = []
-    count, right, noise = 0, 0.0, np.zeros(2)
-    for is_common in (None,) if common < 0 else (True, False):
-        own = every if is_common is None else np.where(predicts(some, every, common) == is_common, every, np.nan)
-        margin, mirror, chosen = mirror_margins(own, group, precision, image=image, **of_labels)
-        if mirror is None:
-            continue
-        if spared is not None:
-            chosen = chosen[~spared(some["given"][chosen], judged_at[chosen] % width)]
-        score, careful = mirror.score(margin)[: len(judged)], Mirror.of(margin, caution=3.0, **of_labels)
-        noise += score.mean(), 0.0 if careful is None else careful.score(margin)[: len(judged)].mean()
-        if not len(chosen):
-            continue
-        least = margin[chosen[-1:]]
-        # Of those that are spared, as many are right.
-        listed = len(chosen) / np.count_nonzero(margin[: len(judged)] >= least)
-        count, right = count + len(chosen), right + listed * float(mirror.expected(margin, least)[0])
-        if not is_part:
-            lists.append((judged_at[chosen], margin[chosen], score[chosen]))
-            continue
-        indices, high = _above(evidence, margins, float(least[0]), common, is_common)
-        known = evidence.read("given", where=indices)
-        is_left = ~are_spared(_groups_of(records, known, indices, width, by_group), group)
-        if spared is not None:
-            is_left &= ~spared(known["given"], indices % width)
-        sizes = high[is_left].astype(np.float64)
-        lists.append((indices[is_left], sizes, mirror.score(margin, sizes)))
-    if not count:
-        return no_suspects("no more samples look wrong than hard ones with right labels would explain.")
-    indices, sizes, scores = (np.concatenate(parts) for parts in zip(*lists, strict=True))
-    order = np.argsort(-sizes, kind="stable")
-    return replace(
-        _of_places(records, evidence, indices[order], scores[order], untrained_loss, width),
-        precision=max(0.0, 1 - right / count),
-        noise_rate=float(noise[0]),
-        noise_range=(float(noise[1]), float((every > 0).mean())),
-    )
-
-
-def _groups_of(
-    records: Columns, some: Fields, where: NDArray[np.int64], width: int, by_group: bool
-) -> NDArray[np.int64]:
-    """int64[M], the codes of groups to protect: the user's, else the labels; one group for several labels, numbers."""
-    if by_group:
-        return records.read("group", where=where // width)["group"].astype(np.int64)
-    if width > 1 or "residual" in some or some["given"].dtype.kind == "f":
-        return np.zeros(len(where), np.int64)
-    return some["given"].astype(np.int64)
-
-
-def _of_places(
-    records: Columns,
-    evidence: Columns,
-    flat: NDArray[np.int64],
-    score: NDArray[np.float64],
-    untrained_loss: float,
-    width: int,
-) -> Suspects:
-    """The suspects, from positions of labels, most suspect first."""
-    if width == 1:
-        return replace(_found(records, flat, score, untrained_loss, MIRROR), **_suggestions(evidence, flat))
-    first = np.sort(np.unique(flat // width, return_index=True)[1])
-    places = _places(records, evidence, flat, score)
-    found = _found(records, places.indices[first], score[first], untrained_loss, MIRROR)
-    return replace(
-        found, places=places, given=places.given[first], suggested=places.suggested[first], votes=places.votes[first]
-    )
-
-
-def _places(records: Columns, evidence: Columns, flat: NDArray[np.int64], score: NDArray[np.float64]) -> Places:
-    """Labels by their positions among those of all samples."""
-    width, labels = len(evidence) // len(records), _suggestions(evidence, flat)
-    return Places(flat // width, flat % width, score=score, num_samples=len(records), num_places=width, **labels)
+    """int64[K] and float32[K], the chosen ones of values that come block by block: their positions, highest first."""
+    found = [(np.flatnonzero(is_chosen) + start, values[is_chosen]) for start, values, is_chosen in blocks]
+    indices, high = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = falling_order(high)
+    return indices[order], high[order]
 
 
 def _above(
@@ -316,19 +314,15 @@ def _above(
         common: See `common_class`.
         is_common: Whether that class is predicted for them; None for any.
     """
-    places, values = [], []
+
+    def chosen(some: Fields, margin: NDArray[np.float32]) -> NDArray[np.bool_]:
+        is_high: NDArray[np.bool_] = (margin >= least) & (some["visits"] >= LEAST_USES)
+        return is_high if is_common is None else is_high & (predicts(some, margin, common) == is_common)
+
     more = () if is_common is None else ("leader", "given")
-    for start, some in evidence.blocks(*{*margins.fields, "visits", *more}):
-        margin = margins.of(some)
-        is_chosen = (margin >= least) & (some["visits"] >= LEAST_USES)
-        if is_common is not None:
-            is_chosen &= predicts(some, margin, common) == is_common
-        chosen = np.flatnonzero(is_chosen)
-        places.append(chosen + start)
-        values.append(margin[chosen])
-    indices, high = np.concatenate(places), np.concatenate(values)
-    order = falling_order(high)
-    return indices[order], high[order]
+    blocks = evidence.blocks(*{*margins.fields, "visits", *more})
+    each = ((start, some, margins.of(some)) for start, some in blocks)
+    return _falling((start, margin, chosen(some, margin)) for start, some, margin in each)
 
 
 def mirror_margins(
@@ -356,28 +350,12 @@ def mirror_margins(
     flagged = np.zeros(size, bool)
     if mirror is not None:
         flagged[mirror.longest(margin, precision)] = True
-        if flagged.any():
-            spare(flagged, margin[:size].astype(np.float32), group)
+        spare(flagged, margin[:size].astype(np.float32), group)
     chosen = np.flatnonzero(flagged)
     return margin, mirror, chosen[np.argsort(-margin[chosen], kind="stable")]
 
 
-def _found(
-    records: Columns, indices: NDArray[np.int64], score: NDArray[np.float64], untrained_loss: float, method: str
-) -> Suspects:
-    known = records.read("last", "mean", where=indices)
-    why = _why(known["last"], known["mean"], untrained_loss)
-    precision = float(score.mean())
-    unknown = (math.nan, math.nan)
-    return Suspects(indices, known["mean"], score, why, math.nan, unknown, "", precision, method=method)
-
-
-def labels_of_all(evidence: Columns) -> dict[str, Any]:
-    """The labels of all samples, and the suggestions; see `Suspects`."""
-    return _suggestions(evidence, np.arange(len(evidence)))
-
-
-def _suggestions(evidence: Columns | None, indices: NDArray[np.int64]) -> dict[str, Any]:
+def suggestions(evidence: Columns | None, indices: NDArray[np.int64]) -> dict[str, Any]:
     """Labels of samples, the classes predicted in their place or the values expected, and the votes: K each."""
     unknown, nobody = np.full(len(indices), -1), np.zeros(len(indices), np.int64)
     if evidence is None:
@@ -406,27 +384,18 @@ def rank(records: Any, evidence: Any, top: int) -> Ranking:
     if evidence is None:
         blocks = known.blocks("mean", "usage_count", least=top)
         order = top_of(((start, np.where(some["usage_count"] > 0, some["mean"], nan)) for start, some in blocks), top)
-        return Ranking(order, known.read("mean", where=order)["mean"], **_suggestions(None, order))
+        return Ranking(order, known.read("mean", where=order)["mean"], **suggestions(None, order))
     shown = Columns.of(evidence, "visits")
-    width, part = len(shown) // max(1, len(known)), _part_of(shown, *fields_of(shown.names))
-    margins = margins_of(part)
+    width = max(1, len(shown) // max(1, len(known)))
+    margins = margins_of(_part_of(shown, *fields_of(shown.names)))
+    fields = {*margins.fields, "visits"}
 
-    def highest(some: Fields) -> NDArray[np.float32]:
-        margin = np.where(some["visits"] > 0, margins.of(some), nan)
-        return margin if width == 1 else np.fmax.reduce(margin.reshape(-1, width), axis=1)
+    def of_samples(some: Fields) -> NDArray[np.float32]:
+        """float32[M, P], the margins of the labels of each sample; NaN where a label was never seen."""
+        return np.where(some["visits"] > 0, margins.of(some), nan).reshape(-1, width)
 
-    blocks = shown.blocks(*{*margins.fields, "visits"}, least=top * width, multiple=width)
-    order = top_of(((start // width, highest(some)) for start, some in blocks), top)
-    flat = order
-    if width > 1:
-        every = (order[:, None] * width + np.arange(width)).reshape(-1)
-        some = shown.read(*{*margins.fields, "visits"}, where=every)
-        margin = np.where(some["visits"] > 0, margins.of(some), -np.inf).reshape(-1, width)
-        flat = order * width + margin.argmax(axis=1)
-    return Ranking(order, known.read("mean", where=order)["mean"], **_suggestions(shown, flat))
-
-
-def _why(last: NDArray[np.float32], mean: NDArray[np.float32], untrained_loss: float) -> tuple[str, ...]:
-    texts = np.array([MEMORISED, RISING, ALWAYS_HIGH], object)
-    known = np.where(last < untrained_loss / 2, 0, np.where(last / 1.2 > mean, 1, 2))
-    return tuple(texts[known].tolist())
+    blocks = shown.blocks(*fields, least=top * width, multiple=width)
+    order = top_of(((start // width, np.fmax.reduce(of_samples(some), axis=1)) for start, some in blocks), top)
+    every = shown.read(*fields, where=(order[:, None] * width + np.arange(width)).reshape(-1))
+    flat = order * width + np.nan_to_num(of_samples(every), nan=-np.inf).argmax(axis=1)
+    return Ranking(order, known.read("mean", where=order)["mean"], **suggestions(shown, flat))

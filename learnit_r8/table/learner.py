@@ -64,30 +64,6 @@ def part_means(values: Floats, sizes: NDArray[np.int64]) -> Doubles:
     return means
 
 
-def expected(
-    records: NDArray[Any], sizes: NDArray[np.int64], *, all_seen: bool, weights: Floats | None = None
-) -> list[float]:
-    """Mean estimate of consecutive batches over the samples already seen; NaN for a batch of unseen ones.
-
-    Args:
-        records: RECORD[M].
-        sizes: int64[P], samples of each batch, their sum M.
-        all_seen: Whether every sample of the table was seen.
-        weights: float32[M], weights of the losses, or None.
-    """
-    values, counts = records["loss"], weights
-    if not all_seen:
-        seen = records["usage_count"] > 0
-        values = np.where(seen, values, np.float32(0))
-        counts = seen.astype(np.float32) if weights is None else np.where(seen, weights, np.float32(0))
-    if counts is None:
-        means: list[float] = part_means(values, sizes).tolist()
-        return means
-    known, total = part_means(counts, sizes), part_means(values * counts, sizes)
-    of_seen: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
-    return of_seen
-
-
 def moving_average(estimate: Floats, observed: Floats, count: Floats, alpha: float) -> Floats:
     """Move each estimate towards its own observed loss: ``estimate + max(alpha, 1 / count) * (observed - estimate)``.
 
@@ -194,29 +170,6 @@ def offset(estimate: Floats, means: Doubles, trend: Doubles, sizes: NDArray[np.i
     return moved
 
 
-def worth(records: NDArray[Any], alpha: float) -> float:
-    """Share of their advantage that samples chosen for low estimates keep when seen again, in [0, 1].
-
-    Some of the lowest estimates are too low by chance. To measure how much, the quarter that was lowest before the
-    last observation is compared with what was then observed.
-
-    Args:
-        records: RECORD[M], samples with losses of their own; with too few of them, the result is 0.
-        alpha: Weight of a new observation.
-
-    Source: regression to the mean, cross-validated; measured in benchmarks/incidents.py, row "one_nan".
-    """
-    records = records[records["usage_count"] > 1]
-    if len(records) < LEAST_WORTH or alpha == 1:
-        return 0.0
-    last = records["last"].astype(np.float64)
-    weight = np.maximum(alpha, 1 / records["usage_count"].astype(np.float64))
-    before = (records["loss"] - weight * last) / (1 - weight)
-    lowest = before <= np.sort(before)[len(before) // 4]
-    promised, kept = before.mean() - before[lowest].mean(), last.mean() - last[lowest].mean()
-    return float(min(1.0, max(0.0, kept / promised))) if promised > 0 else 0.0
-
-
 class ReportHolder(Protocol):
     """Holds back reports that the table has not learned from yet."""
 
@@ -305,8 +258,17 @@ class LossLearner:
         Returns:
             P floats, for `with_trend`; NaN for a batch of unseen samples.
         """
-        all_seen = self.storage.num_seen == self.storage.num_samples
-        return expected(records, sizes, all_seen=all_seen, weights=weights)
+        values, counts = records["loss"], weights
+        if self.storage.num_seen < self.storage.num_samples:
+            seen = records["usage_count"] > 0
+            values = np.where(seen, values, np.float32(0))
+            counts = seen.astype(np.float32) if weights is None else np.where(seen, weights, np.float32(0))
+        if counts is None:
+            means: list[float] = part_means(values, sizes).tolist()
+            return means
+        known, total = part_means(counts, sizes), part_means(values * counts, sizes)
+        of_seen: list[float] = np.divide(total, known, out=np.full(len(sizes), math.nan), where=known > 0).tolist()
+        return of_seen
 
     def with_trend(self, expected: float) -> float:
         """Convert a value of `expected` to a loss, with the current trend."""
@@ -319,11 +281,24 @@ class LossLearner:
     def worth(self, records: NDArray[Any]) -> float:
         """Share of their advantage that samples chosen for low estimates keep when seen again, in [0, 1].
 
+        Some of the lowest estimates are too low by chance. To measure how much, the quarter that was lowest before the
+        last observation is compared with what was then observed.
+
         Args:
-            records: RECORD[M], samples from which to measure it. Without per-sample losses the result is 0.
+            records: RECORD[M], samples from which to measure it. With too few of them, and without per-sample losses,
+                the result is 0.
+
+        Source: regression to the mean, cross-validated; measured in benchmarks/incidents.py, row "one_nan".
         """
-        is_exact = self.storage.part_size == EXACT
-        return worth(records, EXACT_ALPHA if self.alpha is None else self.alpha) if is_exact else 0.0
+        alpha, records = EXACT_ALPHA if self.alpha is None else self.alpha, records[records["usage_count"] > 1]
+        if self.storage.part_size != EXACT or len(records) < LEAST_WORTH or alpha == 1:
+            return 0.0
+        last = records["last"].astype(np.float64)
+        weight = np.maximum(alpha, 1 / records["usage_count"].astype(np.float64))
+        before = (records["loss"] - weight * last) / (1 - weight)
+        lowest = before <= np.sort(before)[len(before) // 4]
+        promised, kept = before.mean() - before[lowest].mean(), last.mean() - last[lowest].mean()
+        return float(min(1.0, max(0.0, kept / promised))) if promised > 0 else 0.0
 
     def learn(
         self,
@@ -362,8 +337,17 @@ class LossLearner:
             observed = means.astype(np.float32)
             records["loss"] = moving_average(records["loss"], observed, count, alpha)
         else:
-            observed = np.repeat(means.astype(np.float32), sizes)
-            records["loss"] = self._divided(records["loss"], seen, means, sizes, trend)
+            observed, estimate = np.repeat(means.astype(np.float32), sizes), records["loss"]
+            if storage.estimator == "additive":
+                alpha = ADDITIVE_ALPHA if self.alpha is None else self.alpha
+                known = np.ones(len(estimate), bool) if seen is None else seen
+                records["loss"] = additive(estimate, known, means, sizes, alpha)
+            elif storage.are_offsets:
+                records["loss"] = offset(estimate, means, trend, sizes)
+            else:
+                share = estimate if seen is None else np.where(seen, estimate, np.float32(1))
+                leak = leak_of(min(storage.part_size or storage.batch_size, storage.batch_size))
+                records["loss"] = relative(share, means, trend, sizes, leak=leak)
         records["last"] = observed
         records["mean"] += (observed - records["mean"]) / count
         store = None if predictions is None else storage.evidence.updated(*predictions)
@@ -376,22 +360,3 @@ class LossLearner:
             if done is not None:
                 done()
             storage.is_whole = True
-
-    def _divided(
-        self,
-        estimate: NDArray[np.float32],
-        seen: NDArray[np.bool_] | None,
-        means: NDArray[np.float64],
-        sizes: NDArray[np.int64],
-        trend: NDArray[np.float64],
-    ) -> NDArray[np.float32]:
-        storage = self.storage
-        if storage.estimator == "additive":
-            alpha = ADDITIVE_ALPHA if self.alpha is None else self.alpha
-            known = np.ones(len(estimate), bool) if seen is None else seen
-            return additive(estimate, known, means, sizes, alpha)
-        if storage.are_offsets:
-            return offset(estimate, means, trend, sizes)
-        share = estimate if seen is None else np.where(seen, estimate, np.float32(1))
-        leak = leak_of(min(storage.part_size or storage.batch_size, storage.batch_size))
-        return relative(share, means, trend, sizes, leak=leak)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,13 +24,6 @@ def checked_ids(sample_ids: Any, num_samples: int) -> Any:
     if sample_ids is not None and num_samples > 1 and all(str(one) == str(sample_ids[0]) for one in sample_ids):
         raise ValueError(f"sample_ids must tell the samples apart, got {sample_ids[0]!r} for all {num_samples}.")
     return sample_ids
-
-
-def digest_of(sample_ids: Sequence[Any] | None, count: int) -> str | None:
-    """Digest of the first ``count`` names, the same for lists and arrays of them; None without names."""
-    if sample_ids is None:
-        return None
-    return hashlib.sha256("\n".join(map(str, sample_ids[:count])).encode()).hexdigest()
 
 
 INDICES, INTEGERS, TEXTS = "indices", "integers", "texts"
@@ -94,17 +86,14 @@ class SampleIds:
             ValueError: ids are of another kind than those before; or an integer has more than 64 bits.
         """
         rows = ids.tolist() if hasattr(ids, "tolist") else ids
-        if self._places and isinstance(rows, (list, tuple)):
-            try:
-                # Nearly always every id is known.
-                return Members(np.fromiter(map(self._places.__getitem__, rows), np.int64, len(rows)), len(rows))
-            except (KeyError, TypeError):
-                pass
-        if isinstance(rows, (list, tuple)) and any(hasattr(each, "tolist") for each in rows):
-            rows = [each.tolist() if hasattr(each, "tolist") else each for each in rows]
         if not isinstance(rows, (list, tuple)):
             raise TypeError(f"ids must be a sequence with an id, or several, for each row of a batch, got {ids!r}.")
         num_rows, counts = len(rows), None
+        try:
+            # Nearly always every id is known.
+            return Members(np.fromiter(map(self._places.__getitem__, rows), np.int64, num_rows), num_rows)
+        except (KeyError, TypeError):
+            rows = [each.tolist() if hasattr(each, "tolist") else each for each in rows]
         if any(isinstance(row, (list, tuple)) for row in rows):
             rows = [row if isinstance(row, (list, tuple)) else (row,) for row in rows]
             counts = np.fromiter(map(len, rows), np.int64, num_rows)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from .radix import keys_of
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,23 @@ class Quartile:
     uses: float
 
 
-def quartiles_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> list[Quartile]:
+def quartiles_of(
+    loss: NDArray[np.float32], usage_count: NDArray[np.uint16], num_seen: int | None = None
+) -> list[Quartile]:
     """The seen samples in four quarters, Q1 (lowest loss) to Q4.
 
     Args:
         loss: float32[N], NaN for unseen samples.
         usage_count: uint16[N].
+        num_seen: Number of seen samples that these are a random part of; None where these are all.
 
     Returns:
         Four quarters whose sizes differ by at most one; empty if fewer than four samples were seen.
     """
-    return [quartile_of(loss[quarter], usage_count[quarter]) for quarter in quarters(loss)]
+    found = [quartile_of(loss[quarter], usage_count[quarter]) for quarter in quarters(loss)]
+    if num_seen is None:
+        return found
+    return [replace(each, num_samples=(num_seen + 3 - place) // 4) for place, each in enumerate(found)]
 
 
 def quartile_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> Quartile:
@@ -89,74 +93,6 @@ def quarters(loss: NDArray[np.float32]) -> list[NDArray[np.int64]]:
 MOST_RANKED = 2**21
 """Most samples that are ranked. Larger data is divided into this many stretches, and one sample of each is ranked:
 with a probability of 99.5 %, the limits of the quarters are within 0.1 % of N of their ranks."""
-
-
-def quartiles_of_some(loss: NDArray[np.float32], usage_count: NDArray[np.uint16], num_seen: int) -> list[Quartile]:
-    """Estimate the four quarters of the seen samples from some of them; equal losses are in the same quarter.
-
-    Args:
-        loss: float32[M], NaN for unseen samples.
-        usage_count: uint16[M].
-        num_seen: Number of seen samples that these represent, >= 4.
-    """
-    seen = ~np.isnan(loss)
-    values, uses = loss[seen], usage_count[seen].astype(np.float64)
-    if len(values) < 4:
-        return []
-    ends = _at_ranks(values, [len(values) * quarter // 4 for quarter in (1, 2, 3)])
-    codes = (values >= ends[0]).astype(np.int64) + (values >= ends[1]) + (values >= ends[2])
-    counts = np.bincount(codes, minlength=4)
-    if not counts.all():
-        # With too many equal losses some quarter would be empty: divide the samples by position.
-        codes, counts = np.arange(len(values)) * 4 // len(values), np.full(4, len(values) / 4)
-    mean, mean_uses = (np.bincount(codes, weights=of, minlength=4) / counts for of in (values, uses))
-    low, high = [values.min(), *ends], [*ends, values.max()]
-    return [
-        Quartile(
-            low=float(low[place]),
-            high=float(high[place]),
-            mean=float(np.clip(mean[place], low[place], high[place])),
-            num_samples=(num_seen + 3 - place) // 4,
-            uses=float(mean_uses[place]),
-        )
-        for place in range(4)
-    ]
-
-
-def _at_ranks(values: NDArray[np.float32], ranks: Sequence[int]) -> list[np.float32]:
-    """The values, none of them NaN, at these ranks, by counting the upper and then the lower half of their bits."""
-    keys = keys_of(values)
-    upper = keys >> np.uint32(16)
-    counts = np.bincount(upper, minlength=2**16).cumsum()
-    found = []
-    for rank in ranks:
-        half = int(np.searchsorted(counts, rank, side="right"))
-        lower = np.bincount((keys[upper == half] & np.uint32(2**16 - 1)).astype(np.int64)).cumsum()
-        before = int(counts[half - 1]) if half else 0
-        key = half << 16 | int(np.searchsorted(lower, rank - before, side="right"))
-        found.append(values[np.argmax(keys == key)])
-    return found
-
-
-def samples_of(
-    indices: NDArray[np.int64], known: Mapping[str, NDArray[Any]], names: Sequence[Any] | None
-) -> list[Sample]:
-    """The figures of some samples.
-
-    Args:
-        indices: int64[M], the samples.
-        known: loss, last, mean float32[M] and usage_count uint16[M].
-        names: N names, or None to show the indices.
-    """
-    return [
-        Sample(
-            index=index,
-            name=index if names is None else names[index],
-            **{field: float(known[field][row]) for field in ("loss", "last", "mean")},
-            usage_count=int(known["usage_count"][row]),
-        )
-        for row, index in enumerate(indices.tolist())
-    ]
 
 
 class Group(NamedTuple):

@@ -46,17 +46,20 @@ class Records:
     Args:
         size: N, >= 1.
         dtype: 16 bytes a sample: `RECORD`; or a multiple of them.
+
+    Attributes:
+        whole: RECORD[N], every record, for the thread that learns.
     """
 
     def __init__(self, size: int, dtype: np.dtype[Any] = RECORD) -> None:
-        self._room = self._all = np.zeros(size, dtype)
-        self._words = _words_of(self._all)
+        self._room = self.whole = np.zeros(size, dtype)
+        self._words = _words_of(self.whole)
         # The system allocates and clears a page when it is first written to. The first chunk of a random order writes
         # to nearly all of them, so a step would wait for that.
-        self._all[:: _PAGE * 16 // dtype.itemsize] = np.zeros((), dtype)
+        self.whole[:: _PAGE * 16 // dtype.itemsize] = np.zeros((), dtype)
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self.whole)
 
     def resize(self, size: int) -> None:
         """Have this many records, of which new ones are zero; the caller holds the lock of whoever looks at them.
@@ -64,35 +67,26 @@ class Records:
         There is room for as many again, so that records which come one by one are copied twice on average.
         """
         if size > len(self._room):
-            room = np.zeros(max(size, 2 * len(self._room), LEAST_ROOM), self._all.dtype)
-            room[: len(self._all)] = self._all
+            room = np.zeros(max(size, 2 * len(self._room), LEAST_ROOM), self.whole.dtype)
+            room[: len(self.whole)] = self.whole
             self._room = room
-        elif size < len(self._all):
-            self._room[size:] = np.zeros((), self._all.dtype)
-        self._all = self._room[:size]
-        self._words = _words_of(self._all)
-
-    @property
-    def whole(self) -> NDArray[Any]:
-        """RECORD[N], every record: a view, for the thread that learns."""
-        return self._all
+        elif size < len(self.whole):
+            self._room[size:] = np.zeros((), self.whole.dtype)
+        self.whole = self._room[:size]
+        self._words = _words_of(self.whole)
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some records: RECORD[M]."""
-        return self._words.take(indices).view(self._all.dtype)
+        return self._words.take(indices).view(self.whole.dtype)
 
     def gather(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some records, RECORD[M], whose indices are known to be in range."""
         # Skipping that check saves a quarter of the time.
-        return self._words.take(indices, mode="wrap").view(self._all.dtype)
+        return self._words.take(indices, mode="wrap").view(self.whole.dtype)
 
     def put(self, indices: NDArray[np.int64], records: NDArray[Any]) -> None:
         """Write some records back."""
         self._words[indices] = _words_of(records)
-
-    def clip(self, where: Where) -> Where:
-        """Return the same places; of a slice those of the records that there are now: more may be added meanwhile."""
-        return slice(*where.indices(len(self))) if isinstance(where, slice) else where
 
     def slices(self, lock: Lock | None = None, where: Where = ALL) -> Iterator[Slice]:
         """Pass over the records, some at a time, each time holding the lock.
@@ -105,34 +99,39 @@ class Records:
             The positions of the slice among those passed over, and RECORD[<= 65536]: a view if ``where`` is a slice.
         """
         lock = nullcontext() if lock is None else lock
-        where = self.clip(where)
-        begin, count = where.start if isinstance(where, slice) else 0, count_of(where)
+        where = self._clipped(where)
+        begin, count = where.start if isinstance(where, slice) else 0, _count_of(where)
         for start in range(0, count, SLICE):
             place = slice(start, min(start + SLICE, count))
             with lock:
                 # Asked for each time, as it is another array once records have been added.
                 if isinstance(where, slice):
-                    yield place, self._all[begin + place.start : begin + place.stop]
+                    yield place, self.whole[begin + place.start : begin + place.stop]
                 else:
                     yield place, self.take(where[place])
 
     def columns(
-        self, fields: Sequence[str] = (), lock: Lock | None = None, where: Where = ALL
-    ) -> dict[str, NDArray[Any]]:
+        self, fields: Sequence[str] = (), lock: Lock | None = None, where: Where = ALL, *,
+        value_of: Callable[[str, NDArray[Any]], NDArray[Any]] = lambda name, some: some[name],
+    ) -> dict[str, NDArray[Any]]:  # fmt: skip
         """Copies of fields, by name; see `slices`.
 
         Args:
             fields: Their names; none for all.
             lock: See `slices`.
             where: See `slices`.
+            value_of: Returns a field of some records as it is to be shown; by default as it is.
         """
-        where, dtype = self.clip(where), self._all.dtype
-        size = count_of(where)
-        found = {name: np.empty(size, dtype[name]) for name in fields or dtype.names or ()}
+        where, dtype = self._clipped(where), self.whole.dtype
+        found = {name: np.empty(_count_of(where), dtype[name]) for name in fields or dtype.names or ()}
         for place, records in self.slices(lock, where):
             for name, values in found.items():
-                values[place] = records[name]
+                values[place] = value_of(name, records)
         return found
+
+    def _clipped(self, where: Where) -> Where:
+        """The same places; of a slice those of the records that there are now: more may be added meanwhile."""
+        return slice(*where.indices(len(self))) if isinstance(where, slice) else where
 
 
 def _words_of(records: NDArray[Any]) -> NDArray[Any]:
@@ -141,8 +140,8 @@ def _words_of(records: NDArray[Any]) -> NDArray[Any]:
     return records.view(_WORD if size == 16 else f"V{size}")
 
 
-def count_of(where: Where) -> int:
-    """Number of places in a slice that `Records.clip` returned, or in int64[M]."""
+def _count_of(where: Where) -> int:
+    """Number of places in a slice with both ends, or in int64[M]."""
     return max(0, where.stop - where.start) if isinstance(where, slice) else len(where)
 
 
@@ -207,15 +206,6 @@ class Columns:
     def read(self, *fields: str, where: NDArray[np.int64] | None = None) -> Fields:
         """Some fields of some samples, by default of all; may be views of them."""
         return self._read(fields, slice(0, self._size) if where is None else where)
-
-    def exchanged(self, field: str, other: str) -> Columns:
-        """The same with another field in place of one."""
-
-        def read(fields: Sequence[str], where: Where) -> Fields:
-            found = self._read([other if each == field else each for each in fields], where)
-            return {each: found[other if each == field else each] for each in fields}
-
-        return Columns(self._size, read, self.names)
 
     def blocks(self, *fields: str, least: int = 0, multiple: int = 1) -> Iterator[tuple[int, Fields]]:
         """The position of the first sample of each block of at least so many, and some fields of its samples.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ from .exclusions import Exclusions
 from .labels.evidence import Evidence
 from .labels.trust import EARLY, PLAIN, WEIGHED
 from .losses import EXACT, source_of
-from .names import Members, SampleIds, checked_ids, coded, digest_of
-from .records import ALL, Records, Where, count_of
+from .names import Members, SampleIds, checked_ids, coded
+from .records import ALL, Records, Where
 from .trend import BatchTrend
 
 ESTIMATORS = ["additive", "relative"]
@@ -116,6 +117,11 @@ class SampleStorage:
         """The name of a sample: its entry in ``sample_ids``, otherwise its index."""
         return index if self.sample_ids is None else self.sample_ids[index]
 
+    @property
+    def group_names(self) -> list[Any] | None:
+        """`group_labels` as a list."""
+        return None if self.group_labels is None else self.group_labels.tolist()
+
     # A table that grows.
 
     def expect(self, size: int) -> None:
@@ -196,16 +202,13 @@ class SampleStorage:
             fields: Their names.
             where: The samples to read: a slice without a step, or int64[M].
         """
-        records = self.records
-        where = records.clip(where)
-        found = {name: np.empty(count_of(where), records.whole.dtype[name]) for name in fields}
-        for place, some in records.slices(self.lock, where):
-            for name, values in found.items():
-                if name == "loss":
-                    values[place] = self.estimates(some)
-                else:
-                    values[place] = some[name] if values.dtype.kind == "u" else self._of_seen(some[name], some)
-        return found
+
+        def value_of(name: str, some: NDArray[Any]) -> NDArray[Any]:
+            if name == "loss":
+                return self.estimates(some)
+            return self._of_seen(some[name], some) if some.dtype[name].kind == "f" else some[name]
+
+        return self.records.columns(fields, self.lock, where, value_of=value_of)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, copied: arrays of N by field name, and plain numbers.
@@ -255,7 +258,9 @@ class SampleStorage:
 
     def digest(self, count: int) -> str | None:
         """Digest of the first ``count`` names, the same for lists and arrays of them; None without names."""
-        return digest_of(self.sample_ids, count)
+        if self.sample_ids is None:
+            return None
+        return hashlib.sha256("\n".join(map(str, self.sample_ids[:count])).encode()).hexdigest()
 
     def identity(self) -> dict[str, Any]:
         """The facts in which a saved state must agree: sizes, estimator, and a digest of the names."""

@@ -50,19 +50,10 @@ class Surveyor:
     Args:
         table: The sample table.
         clock: Returns seconds; measures the time of a survey.
-        most_scanned: Most samples that are read.
     """
 
-    def __init__(
-        self,
-        table: SampleTable,
-        *,
-        clock: Callable[[], float] = time.perf_counter,
-        most_scanned: int = MOST_SCANNED,
-    ) -> None:
-        self._table = table
-        self._clock = clock
-        self._most_scanned = most_scanned
+    def __init__(self, table: SampleTable, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._table, self._clock = table, clock
         self._chosen: NDArray[np.int64] | None = None
         self._choose()
         self._cost = self._spent = 0.0
@@ -79,7 +70,7 @@ class Surveyor:
     def _choose(self) -> None:
         """Choose the samples that are read: all, or a random part."""
         self._num_samples = self._table.num_samples
-        self._size = min(self._num_samples, self._most_scanned)
+        self._size = min(self._num_samples, MOST_SCANNED)
         if self._size < self._num_samples:
             self._chosen = spread(self._num_samples, self._size)
         self._where = ALL if self._chosen is None else self._chosen
@@ -200,7 +191,7 @@ class Surveyor:
 
     def _find_suspects(self, known: dict[str, NDArray[Any]]) -> dict[str, Any]:
         storage, chosen = self._table.storage, self._chosen
-        most = max(1, self._most_scanned // storage.evidence.num_places)
+        most = max(1, MOST_SCANNED // storage.evidence.num_places)
         if most < self._size:
             # With many labels a sample, fewer samples.
             part = spread(self._size, most)
@@ -219,8 +210,7 @@ class Surveyor:
         indices = rows if chosen is None else chosen[rows]
         labels: tuple[list[Any], list[Any]] = ([], [])
         if len(rows):
-            names = None if storage.group_labels is None else storage.group_labels.tolist()
-            labels = labels_in(evidence, known["group"], names, rows, found)
+            labels = labels_in(evidence, known["group"], storage.group_names, rows, found)
         given, suggested = (tuple("" if label is None else str(label)[:60] for label in some) for some in labels)
         return {
             "suspects": tuple(indices.tolist()),

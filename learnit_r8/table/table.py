@@ -9,25 +9,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._validation import is_number, loop_method, whole_number
-from .label_noise import find_suspects, labels_of_all, rank, trust_of
+from .label_noise import find_suspects, rank, suggestions, trust_of
 from .labels.evidence import combine
-from .labels.frame import columns_of, make_frame
+from .labels.frame import label_columns, make_frame
 from .labels.overview import Overview
 from .labels.suspects import Ranking, Suspects
 from .labels.trust import least_trust
 from .learner import LossLearner
 from .losses import EXACT
-from .quantiles import (
-    MOST_RANKED,
-    Group,
-    Quartile,
-    Sample,
-    html_table,
-    quartiles_of,
-    quartiles_of_some,
-    samples_of,
-    top_of,
-)
+from .quantiles import MOST_RANKED, Group, Quartile, Sample, html_table, quartiles_of, top_of
 from .records import ALL, Columns, Where, spread
 from .storage import FIELDS, SampleStorage
 
@@ -162,7 +152,7 @@ class SampleTable:
         evidence = self._columns()[1]
         if evidence is None:
             return np.full(self.num_samples, -1)
-        found: NDArray[Any] = labels_of_all(evidence)[name]
+        found: NDArray[Any] = suggestions(evidence, np.arange(len(evidence)))[name]
         return found if len(found) == self.num_samples else found.reshape(self.num_samples, -1)
 
     def read(self, *fields: str, where: Where = ALL) -> dict[str, NDArray[Any]]:
@@ -207,7 +197,9 @@ class SampleTable:
         chosen = np.asarray(indices, np.int64)
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < self.num_samples:
             raise ValueError(f"indices must be in [0, {self.num_samples}), got {indices!r}.")
-        return samples_of(chosen, self.read(*FIELDS, where=chosen), self.storage.sample_ids)
+        known = self.read(*FIELDS, where=chosen)
+        rows = zip(chosen.tolist(), *(known[name].tolist() for name in FIELDS), strict=True)
+        return [Sample(index, self.storage.name_of(index), *figures) for index, *figures in rows]
 
     @loop_method
     def hardest(self, k: int = 10) -> list[Sample]:
@@ -221,11 +213,10 @@ class SampleTable:
 
         Of more than two million samples, a random part of that many is read.
         """
-        if self.num_samples <= MOST_RANKED:
-            known = self.read("loss", "usage_count")
-            return quartiles_of(known["loss"], known["usage_count"])
-        known = self.read("loss", "usage_count", where=spread(self.num_samples, MOST_RANKED))
-        return quartiles_of_some(known["loss"], known["usage_count"], self.num_seen)
+        is_part = self.num_samples > MOST_RANKED
+        where = spread(self.num_samples, MOST_RANKED) if is_part else ALL
+        known = self.read("loss", "usage_count", where=where)
+        return quartiles_of(known["loss"], known["usage_count"], self.num_seen if is_part else None)
 
     def groups(self) -> list[Group]:
         """The groups of ``groups=`` with the mean loss of their samples, the highest first; empty without groups."""
@@ -299,8 +290,9 @@ class SampleTable:
             ValueError: ``library`` is neither of them.
         """
         known, evidence = self.read(*FIELDS, "group"), self.read_evidence()
-        verdict = suspects_in(self.storage, known, evidence)
-        return make_frame(columns_of(self.storage, known, evidence, verdict), library)
+        verdict, names = suspects_in(self.storage, known, evidence), list(map(self.storage.name_of, range(len(self))))
+        columns = label_columns(known, verdict, evidence, names=names, group_labels=self.storage.group_names)
+        return make_frame(columns, library)
 
     def overview(self) -> Overview:
         """How every sample was learnt, by the predictions of its visits: the data at a glance.

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from .._validation import is_number, whole_number
@@ -115,32 +116,24 @@ class FaultPlan:
         for name in ("state", "load", "save", "disk"):
             if self._left[name] and own["save" if name == "disk" else name] is None:
                 raise ValueError(f"{name} must be empty without that callback, got {sorted(self._left[name])}.")
-        wrapped = {"state": self._state, "load": self._load, "save": self._save}
-        return {f"{name}_callback": wrapped[name](callback) for name, callback in own.items() if callback is not None}
+        wrapped: dict[str, Callable[..., Any]] = {"state": self._state, "load": self._load, "save": self._save}
+        given = {name: callback for name, callback in own.items() if callback is not None}
+        return {f"{name}_callback": partial(wrapped[name], callback) for name, callback in given.items()}
 
-    def _state(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        def state_callback() -> Any:
-            self._fail_if_due("state")
-            return callback()
+    def _state(self, callback: Callable[..., Any]) -> Any:
+        self._fail_if_due("state")
+        return callback()
 
-        return state_callback
+    def _load(self, callback: Callable[..., Any], source: Any, from_ram: bool, is_resume: bool) -> None:
+        self._fail_if_due("load")
+        call_load(callback, source, from_ram=from_ram, is_resume=is_resume)
 
-    def _load(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        def load_callback(source: Any, from_ram: bool, is_resume: bool) -> None:
-            self._fail_if_due("load")
-            call_load(callback, source, from_ram=from_ram, is_resume=is_resume)
-
-        return load_callback
-
-    def _save(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        def save_callback(state_dict: dict[str, Any], filepath: str) -> None:
-            call_save(callback, state_dict, filepath)
-            if self._is_due("disk"):
-                os.truncate(filepath, os.path.getsize(filepath) // 2)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filepath)
-            self._fail_if_due("save")
-
-        return save_callback
+    def _save(self, callback: Callable[..., Any], state_dict: dict[str, Any], filepath: str) -> None:
+        call_save(callback, state_dict, filepath)
+        if self._is_due("disk"):
+            os.truncate(filepath, os.path.getsize(filepath) // 2)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), filepath)
+        self._fail_if_due("save")
 
     def _fail_if_due(self, name: str) -> None:
         if self._is_due(name):

@@ -74,7 +74,7 @@ def test_estimates_have_no_gallery(tmp_path):
     folder = folder_with(tmp_path / "run", STARTED, steps(5))
     write_samples(folder, [samples(0, np.linspace(0, 1, 100))._replace(is_exact=False)])
 
-    assert report_data(folder).ranked == ()
+    assert report_data(folder).samples.ranked == ()
 
 
 def test_pictures_are_bounded(tmp_path):

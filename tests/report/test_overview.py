@@ -11,10 +11,9 @@ import pytest
 
 from learnit_r8 import predictions_of
 from learnit_r8.cli import main
-from learnit_r8.dashboard.state.view import View
 from learnit_r8.journal.samples import sample_epochs
 from learnit_r8.report import DataView, write_report
-from learnit_r8.report.data import ReportData, report_data, with_samples
+from learnit_r8.report.data import SamplesData, report_data
 from learnit_r8.report.samples import NO_LOOK, regions_of, samples_page
 from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.cli.commands import printed
@@ -53,13 +52,13 @@ def test_report_shows_the_data_at_a_glance(run, tmp_path):
     assert "by its mean margin" in said
     assert {"ant", "bee", "<cow>"} <= set(read.texts)
     assert "cow" not in read.tags
-    assert [epoch for epoch, _ in report_data(run.run_dir).calibrations] == sample_epochs(run.run_dir)
+    assert [epoch for epoch, _ in report_data(run.run_dir).samples.calibrations] == sample_epochs(run.run_dir)
 
 
 def test_regions_of_the_map_hold_every_sample_once(run, tmp_path):
     """Each region can be ticked, shows its samples, and saves the ids of all of them; together they are all samples."""
     page = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
-    (drawn,), regions = page.blocks("Data map", "map"), list(regions_of(report_data(run.run_dir).data_map))
+    (drawn,), regions = page.blocks("Data map", "map"), list(regions_of(report_data(run.run_dir).samples.data_map))
     ids = [[index for index, _ in region["save"]["rows"]] for region in drawn["regions"]]
 
     assert ids == [sorted(region.indices.tolist()) for region in regions]
@@ -72,7 +71,7 @@ def test_command_of_a_region_lists_its_samples(run, tmp_path, capsys):
     page = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
     (drawn,) = page.blocks("Data map", "map")
     commands = [region["command"].partition(" --margin ")[2] for region in drawn["regions"]]
-    found = list(regions_of(report_data(run.run_dir).data_map))
+    found = list(regions_of(report_data(run.run_dir).samples.data_map))
 
     assert len(commands) == len(found)
     for command, region in zip(commands[::5], found[::5], strict=True):
@@ -125,7 +124,7 @@ def test_damaged_evidence_still_gives_a_page(values):
     for name in ("mean_margin", "variance", "margin") if values else ():
         evidence[name][:] = rng.choice(np.array(values, np.float32), 200)
     file = samples(0, rng.random(200), uses=np.full(200, 9))._replace(evidence=evidence)
-    data = with_samples(ReportData(None, View(), math.nan, bounds=np.empty((0, 6)), notes=[]), [file], 0.5)
+    data = SamplesData.of([file], 0.5)
 
     assert "Quality of each class" in Page(samples_page(data, NO_LOOK)).texts
 

@@ -172,7 +172,7 @@ def test_suspects_are_listed(tmp_path):
         write_samples(folder, [samples(epoch, loss, uses=np.full(100, 9), untrained=2.3)])
     data = report_data(folder)
 
-    assert [row.number for row in data.suspects] == [0, 1, 2, 3, 4]
+    assert [row.number for row in data.samples.suspects] == [0, 1, 2, 3, 4]
     texts = Page(document(content_of(data))).texts
     assert texts.count("suspect: always high") == 5
     assert texts.count("always high") >= 5

@@ -5,7 +5,6 @@ import pytest
 
 from learnit_r8 import SampleTable
 from learnit_r8.table import table as table_module
-from learnit_r8.table.quantiles import quartiles_of, quartiles_of_some
 from learnit_r8.table.radix import falling_order
 
 VALUES = {
@@ -24,20 +23,6 @@ def test_order_in_which_values_fall(kind):
     values[::7], values[::11] = 0.0, -0.0
 
     assert falling_order(values).tolist() == np.argsort(-values, kind="stable").tolist()
-
-
-def test_quarters_of_all_samples_are_right():
-    """Estimated from all samples, quarters without ties equal those from sorting."""
-    rng = np.random.default_rng(1)
-    loss = rng.normal(2, 1, 40_003).astype(np.float32)
-    loss[rng.random(len(loss)) < 0.1] = np.nan
-    uses = rng.integers(1, 9, len(loss)).astype(np.uint16)
-    right, found = quartiles_of(loss, uses), quartiles_of_some(loss, uses, int((~np.isnan(loss)).sum()))
-
-    assert [quarter.num_samples for quarter in found] == [quarter.num_samples for quarter in right]
-    np.testing.assert_allclose([q.mean for q in found], [q.mean for q in right], rtol=1e-3)
-    np.testing.assert_allclose([q.uses for q in found], [q.uses for q in right], rtol=1e-3)
-    np.testing.assert_allclose([q.low for q in found], [q.low for q in right], rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", VALUES)

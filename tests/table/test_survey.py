@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 from learnit_r8 import SampleTable, events
 from learnit_r8.engine.emitter import sample_rates
 from learnit_r8.engine.settings import text_of
+from learnit_r8.table import survey
 from learnit_r8.table.losses import EXACT
 from learnit_r8.table.quantiles import flow_between, loss_histogram, quarters_of, uses_histogram
 from learnit_r8.table.survey import EPOCH_SECONDS, EVERY_SECONDS, Surveyor
@@ -140,19 +141,21 @@ def test_flow_is_that_of_the_last_epoch():
     assert surveyed(surveyor)["flow"] == end["flow"]
 
 
-def test_huge_table_is_sampled():
+def test_huge_table_is_sampled(monkeypatch):
     """Of a huge table a fixed part is read, whose bounds are close to those of all samples."""
+    monkeypatch.setattr(survey, "MOST_SCANNED", 2000)
     table = learned(20_000)
-    fields = surveyed(Surveyor(table, most_scanned=2000))
+    fields = surveyed(Surveyor(table))
 
     assert 1800 < fields["num_read"] <= 2000
     assert fields["mean"] == pytest.approx([q.mean for q in table.quartiles()], rel=0.1)
 
 
-def test_hardest_of_a_huge_table_are_found_in_time():
+def test_hardest_of_a_huge_table_are_found_in_time(monkeypatch):
     """If each survey reads only a part, one round of surveys finds the hardest samples of all."""
+    monkeypatch.setattr(survey, "MOST_SCANNED", 2000)
     table = learned(20_000)
-    surveyor = Surveyor(table, most_scanned=2000)
+    surveyor = Surveyor(table)
     for _ in range(10):
         fields = surveyed(surveyor, epoch_ended=True)
 

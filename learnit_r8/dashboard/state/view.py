@@ -35,12 +35,10 @@ class Pacing:
         self._since = math.nan
         self._after_epoch = False
         self._before = math.nan
-        self._median: float | None = None
 
     def started(self, event: events.RunStarted) -> None:
         """Start a session. A resumed one has only the speed of the earlier sessions yet, maybe of another machine."""
         self._window.clear()
-        self._median = None
         self._breaks.clear()
         self._since, self._after_epoch = event.seconds, False
         self._before = event.seconds / event.step if event.step else math.nan
@@ -63,7 +61,6 @@ class Pacing:
                 self._breaks.append(max(0.0, took - event.num_steps * usual))
                 return
         if took >= 0:
-            self._median = None
             self._window.append((took, event))
 
     @property
@@ -71,9 +68,7 @@ class Pacing:
         """Median over the newest steps of this session, else the mean of earlier sessions, else NaN."""
         if not self._window:
             return self._before
-        if self._median is None:
-            self._median = statistics.median(took / steps.num_steps for took, steps in self._window)
-        return self._median
+        return statistics.median(took / steps.num_steps for took, steps in self._window)
 
     def _rate(self, field: str) -> float:
         """Return how much of a field of the steps there was per second."""

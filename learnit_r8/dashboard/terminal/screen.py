@@ -210,14 +210,12 @@ class Screen:
     def _begin(self) -> None:
         """Start curses, or take the screen again that an earlier run in this process has left."""
         global _window
-        if _window is None:
-            _window = self._window = self._curses.initscr()
-            self._set_up()
-            return
-        self._window = _window
+        was_left = _window is not None
+        _window = self._window = _window if was_left else self._curses.initscr()
         self._set_up()
-        self._send(self._enter)
-        self.repaint()
+        if was_left:
+            self._send(self._enter)
+            self.repaint()
 
     def _send(self, sequence: bytes) -> None:
         with contextlib.suppress(OSError):

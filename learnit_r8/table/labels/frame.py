@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from .margins import margins_of
 from .overview import Overview
 from .suspects import Places, Suspects
 
-if TYPE_CHECKING:
-    from ..storage import SampleStorage
-
 LIBRARIES = ("pandas", "polars")
 
 Column = NDArray[Any] | Sequence[Any]
@@ -26,45 +23,40 @@ MAP_COLUMNS = Overview._fields[:5]
 
 
 def label_columns(
-    figures: Mapping[str, Any],
-    verdict: Suspects,
-    *,
-    given: Column,
-    predicted: Column,
-    names: Column,
-    evidence: Any = None,
+    known: Mapping[str, Any], verdict: Suspects, evidence: Any, *, names: Column, group_labels: Sequence[Any] | None
 ) -> dict[str, Column]:
     """The columns of a frame, one entry for each of N samples.
 
     Args:
-        figures: loss, last, mean float32[N] and usage_count uint16[N], NaN where a sample was never seen.
+        known: loss, last, mean float32[N], usage_count uint16[N] and group int[N] or None; NaN where a sample was never
+            seen.
         verdict: The samples that look mislabelled, by their positions.
-        given: N labels that were trained on, None where unknown.
-        predicted: N labels that were predicted, None where unknown.
-        names: N names.
         evidence: EVIDENCE[N], or its fields by name; None without predictions.
+        names: N names.
+        group_labels: The label of each code of a group; None without groups.
 
     Returns:
         cleanlab's columns: is_label_issue; label_score in [0, 1], 0 = bad, NaN where unknown; given_label and
         predicted_label. Then sample, loss, last, mean, uses, and of the suspects score and why; and of `Overview`
         margin, variability, confidence, learned and forgotten, NaN without predictions.
     """
-    size = len(figures["mean"])
+    size = len(known["mean"])
+    given, predicted = labels_in(evidence, known["group"], group_labels, np.arange(size), verdict)
     is_issue, score, why = np.zeros(size, bool), np.full(size, np.nan), [""] * size
     is_issue[verdict.indices], score[verdict.indices] = True, verdict.score
     for index, reason in zip(verdict.indices.tolist(), verdict.why, strict=True):
         why[index] = reason
-    overview = Overview.of(figures["last"], evidence)
+    overview = Overview.of(known["last"], evidence)
     return {
         "is_label_issue": is_issue,
-        "label_score": label_scores(figures["mean"], evidence),
+        "label_score": label_scores(known["mean"], evidence),
         "given_label": given,
         "predicted_label": predicted,
         "sample": names,
-        "loss": figures["loss"],
-        "last": figures["last"],
-        "mean": figures["mean"],
-        "uses": figures["usage_count"],
+        "loss": known["loss"],
+        "last": known["last"],
+        "mean": known["mean"],
+        "uses": known["usage_count"],
         "score": score,
         "why": why,
         **{name: getattr(overview, name) for name in MAP_COLUMNS},
@@ -86,12 +78,9 @@ def label_scores(mean: NDArray[np.float32], evidence: Any) -> NDArray[np.float64
 
 
 def labels_in(
-    evidence: Any,
-    group: NDArray[Any] | None,
-    group_labels: Sequence[Any] | None,
-    chosen: NDArray[np.int64],
-    verdict: Suspects | None = None,
-) -> tuple[list[Any], list[Any]]:
+    evidence: Any, group: NDArray[Any] | None, group_labels: Sequence[Any] | None, chosen: NDArray[np.int64],
+    verdict: Suspects,
+) -> tuple[list[Any], list[Any]]:  # fmt: skip
     """The labels that some samples were trained on, and those that were predicted; None where unknown.
 
     Args:
@@ -111,7 +100,7 @@ def labels_in(
         known = evidence["visits"][chosen] > 0
         given, expected = evidence["given"][chosen], evidence["given"][chosen] - evidence["residual"][chosen]
         return _numbers(given, known), _numbers(expected, known)
-    if verdict is not None and verdict.places is not None:
+    if verdict.places is not None:
         return _at_places(evidence, verdict.places, chosen)
     given = np.where(evidence["visits"] > 0, evidence["given"].astype(np.int64), -1)
     names = class_names_of(given, group, group_labels)
@@ -146,24 +135,6 @@ def _at_places(evidence: Any, places: Places, chosen: NDArray[np.int64]) -> tupl
     texts = [f"{label} at {place}" if there else None for label, place, there in zip(given, at, known, strict=True)]
     predicted = zip(texts, given.tolist(), _predicted(evidence, flat_at).tolist(), strict=True)
     return texts, [text if text is None or label == other else str(other) for text, label, other in predicted]
-
-
-def columns_of(
-    storage: SampleStorage, known: Mapping[str, NDArray[Any]], evidence: Any, verdict: Suspects
-) -> dict[str, Column]:
-    """The columns of a frame of a whole table.
-
-    Args:
-        storage: The names and groups of its samples.
-        known: The fields of its samples, as `SampleStorage.read` returns them.
-        evidence: EVIDENCE by field, N each; None without predictions.
-        verdict: The samples that look mislabelled.
-    """
-    everyone, labels = np.arange(storage.num_samples), storage.group_labels
-    group_labels = None if labels is None else labels.tolist()
-    given, predicted = labels_in(evidence, known["group"], group_labels, everyone, verdict)
-    names = [storage.name_of(index) for index in range(storage.num_samples)]
-    return label_columns(known, verdict, given=given, predicted=predicted, names=names, evidence=evidence)
 
 
 def make_frame(columns: Mapping[str, Column], library: str | None = None) -> Any:

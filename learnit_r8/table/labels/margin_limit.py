@@ -97,8 +97,7 @@ class MarginLimit(NamedTuple):
 
 def _flagged(margin: NDArray[np.float32], least: float, group: NDArray[Any] | None) -> NDArray[np.bool_]:
     flagged: NDArray[np.bool_] = margin >= np.float32(least)
-    if group is not None and flagged.any():
-        spare(flagged, margin, group)
+    spare(flagged, margin, group)
     return flagged
 
 

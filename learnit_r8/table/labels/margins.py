@@ -98,12 +98,11 @@ class ValueMargins(NamedTuple):
     @classmethod
     def fit(cls, some: Fields) -> ValueMargins:
         """Fit them to samples."""
-        residual, expected, unrest = _parts_of(some)
-        least = 1e-6 * float(np.std(some["given"].astype(np.float64)) if len(expected) else 0.0) + 1e-30
-        noise = Steps.of(expected, np.abs(residual)) if len(expected) else Steps(np.zeros(1), np.zeros(1))
-        found = cls(noise, Steps(np.zeros(1), np.ones(1)), least, 1.0)
+        (residual, expected, unrest), no_unrest = _parts_of(some), Steps(np.zeros(1), np.ones(1))
         if not len(expected):
-            return found
+            return cls(Steps(np.zeros(1), np.zeros(1)), no_unrest, 1e-30, 1.0)
+        least = 1e-6 * float(np.std(some["given"].astype(np.float64))) + 1e-30
+        found = cls(Steps.of(expected, np.abs(residual)), no_unrest, least, 1.0)
         found = found._replace(unrest=Steps.of(unrest, NORMAL * found._sizes(residual, expected, unrest)))
         own, other = found._sizes(residual, expected, unrest), found._sizes(*_exchanged(some))
         # Where the two densities cross, their distributions are furthest apart.
@@ -151,15 +150,16 @@ def fields_of(names: Any) -> tuple[str, ...]:
     return ("residual", "spread", "given", "visits") if "residual" in names else ("margin", "early")
 
 
-def margins_of(some: Fields, least: int = 1) -> Margins:
+def margins_of(some: Fields, least: int = 1, *, is_early: bool = False) -> Margins:
     """The margins by which labels are judged, fitted to some of them.
 
     Args:
         some: What `fields_of` names.
         least: Visits from which on a number is used for the fit.
+        is_early: Whether the early margins of classes count, whatever became of them.
     """
     if "residual" not in some:
-        return class_margins(some)
+        return ClassMargins("early") if is_early else class_margins(some)
     seen = some["visits"] >= least
     return ValueMargins.fit({name: values[seen] for name, values in some.items()})
 

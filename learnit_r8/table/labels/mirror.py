@@ -76,6 +76,63 @@ class OddsFit(NamedTuple):
     gain: float
 
 
+class OddsCounts(NamedTuple):
+    """Counts of margins, whose odds are fitted.
+
+    Attributes:
+        size: float64[K], the middle of each bin of sizes.
+        positive: int[K], positive margins in it.
+        total: int[K], all margins in it.
+    """
+
+    size: Doubles
+    positive: NDArray[Any]
+    total: NDArray[Any]
+
+    def likelihood(self, odds: Doubles) -> float:
+        """The logarithm of the likelihood of odds, float64[K]."""
+        return float(self.positive @ np.log(odds) - self.total @ np.log1p(odds))
+
+    def terms(self, numbers: Doubles) -> tuple[Doubles, Doubles]:
+        """The odds of right and of wrong labels, each times its share."""
+        share, size = 1 / (1 + math.exp(-numbers[0])), self.size
+        return (1 - share) * np.exp(-numbers[1] * size), share * np.exp((numbers[2] + numbers[3] * size) * size)
+
+    def slopes(self, numbers: Doubles, free: list[int]) -> tuple[Doubles, Doubles]:
+        """Gradient and expected curvature of the log likelihood, in the numbers that are free."""
+        right, wrong = self.terms(numbers)
+        odds, share, size = right + wrong, 1 / (1 + math.exp(-numbers[0])), self.size
+        by_number = np.stack([(1 - share) * wrong - share * right, -size * right, size * wrong, size**2 * wrong])[free]
+        gradient = by_number @ (self.positive / odds - self.total / (1 + odds))
+        return gradient, by_number * (self.total / (odds * (1 + odds) ** 2)) @ by_number.T
+
+    def highest(
+        self, starts: list[Doubles], free: tuple[int, ...], least_rise: float = LEAST_RISE
+    ) -> tuple[Doubles, float]:
+        """The numbers of highest likelihood that are reached from some starts, and its logarithm."""
+        lowest = np.where(LOWEST == LEAST_RISE, least_rise, LOWEST)
+        return max((self.climb(start, free, lowest) for start in starts), key=lambda each: each[1])
+
+    def climb(self, start: Doubles, free: tuple[int, ...], lowest: Doubles = LOWEST) -> tuple[Doubles, float]:
+        """The log odds of the share, slope, rise and bend of highest likelihood, and its logarithm."""
+        found, best, damping = start, self.likelihood(np.add(*self.terms(start))), 1e-3
+        for _ in range(NUM_ROUNDS):
+            gradient, curvature = self.slopes(found, list(free))
+            step = np.zeros(len(start))
+            step[list(free)] = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-9), gradient)
+            tried = np.clip(found + np.clip(step, -1, 1), lowest, HIGHEST)
+            likelihood = self.likelihood(np.add(*self.terms(tried)))
+            if likelihood < best:
+                damping *= 4
+                if damping > MOST_DAMPED:
+                    break
+                continue
+            gain, found, best, damping = likelihood - best, tried, likelihood, damping / 3
+            if gain < CONVERGED:
+                break
+        return found, best
+
+
 def fit_odds(
     positive: NDArray[Any], negative: NDArray[Any], *, least_rise: float = LEAST_RISE, caution: float = 1.0
 ) -> OddsFit:
@@ -90,6 +147,7 @@ def fit_odds(
             half of their square.
     """
     size, total = (np.arange(len(positive)) + 0.5) / len(positive), positive + negative
+    counts = OddsCounts(size, positive, total)
     # Return the slope, on the assumption that the odds only fall.
     slope = 0.0
     for _ in range(NUM_ROUNDS):
@@ -98,13 +156,13 @@ def fit_odds(
         slope += step
         if abs(step) < CONVERGED:
             break
-    alone = _likelihood(np.exp(-slope * size), positive, total)
+    alone = counts.likelihood(np.exp(-slope * size))
     starts = [np.array([math.log(share / (1 - share)), 1.3 * max(slope, 0.5), 2.0, 0.0]) for share in STARTS]
-    straight, likelihood = _highest(starts, size, positive, total, STRAIGHT)
+    straight, likelihood = counts.highest(starts, STRAIGHT)
     # Far out no right labels are left to look right, so the odds of wrong ones rise ever faster. A straight rise that
     # follows them is too steep and begins too low, which makes the odds of right labels fall too slowly.
     bent = [start + BEND_FROM for start in (*starts, straight)]
-    found, best = _highest(bent, size, positive, total, BENT, least_rise)
+    found, best = counts.highest(bent, BENT, least_rise)
     steeper = float(max(straight[1], found[1]))
     fit = OddsFit(1 / (1 + math.exp(-straight[0])), steeper, 0.0, likelihood - alone)
     if not caution:
@@ -113,77 +171,12 @@ def fit_odds(
     for _ in range(NUM_HALVES):
         middle = (low + high) / 2
         pinned = np.where(np.arange(len(found)) == 1, middle, found)
-        tried, reached = _highest([pinned], size, positive, total, PINNED, least_rise)
+        tried, reached = counts.highest([pinned], PINNED, least_rise)
         if reached < best - caution**2 / 2:
             low = middle
         else:
             high, found = middle, tried
     return fit._replace(error=math.hypot(steeper - high, MISFIT * steeper))
-
-
-def _highest(
-    starts: list[Doubles],
-    size: Doubles,
-    positive: NDArray[Any],
-    total: NDArray[Any],
-    free: tuple[int, ...],
-    least_rise: float = LEAST_RISE,
-) -> tuple[Doubles, float]:
-    """The numbers of highest likelihood that are reached from some starts, and its logarithm."""
-    lowest = np.where(LOWEST == LEAST_RISE, least_rise, LOWEST)
-    return max((_climbed(start, size, positive, total, free, lowest) for start in starts), key=lambda each: each[1])
-
-
-def _climbed(
-    start: Doubles,
-    size: Doubles,
-    positive: NDArray[Any],
-    total: NDArray[Any],
-    free: tuple[int, ...],
-    lowest: Doubles = LOWEST,
-) -> tuple[Doubles, float]:
-    """The log odds of the share, slope, rise and bend of highest likelihood, and its logarithm."""
-    found, best = start, _likelihood(np.add(*_terms(start, size)), positive, total)
-    damping = 1e-3
-    for _ in range(NUM_ROUNDS):
-        gradient, curvature = _slopes(found, size, positive, total, free)
-        step = np.zeros(len(start))
-        step[list(free)] = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature) + 1e-9), gradient)
-        tried = np.clip(found + np.clip(step, -1, 1), lowest, HIGHEST)
-        likelihood = _likelihood(np.add(*_terms(tried, size)), positive, total)
-        if likelihood < best:
-            damping *= 4
-            if damping > MOST_DAMPED:
-                break
-            continue
-        gain, found, best, damping = likelihood - best, tried, likelihood, damping / 3
-        if gain < CONVERGED:
-            break
-    return found, best
-
-
-def _terms(numbers: Doubles, size: Doubles) -> tuple[Doubles, Doubles]:
-    """The odds of right and of wrong labels, each times its share."""
-    share = 1 / (1 + math.exp(-numbers[0]))
-    return (1 - share) * np.exp(-numbers[1] * size), share * np.exp((numbers[2] + numbers[3] * size) * size)
-
-
-def _likelihood(odds: Doubles, positive: NDArray[Any], total: NDArray[Any]) -> float:
-    return float(positive @ np.log(odds) - total @ np.log1p(odds))
-
-
-def _slopes(
-    numbers: Doubles, size: Doubles, positive: NDArray[Any], total: NDArray[Any], free: tuple[int, ...]
-) -> tuple[Doubles, Doubles]:
-    """Gradient and expected curvature of the log likelihood, in the numbers that are free."""
-    right, wrong = _terms(numbers, size)
-    odds, share = right + wrong, 1 / (1 + math.exp(-numbers[0]))
-    by_number = np.stack([(1 - share) * wrong - share * right, -size * right, size * wrong, size**2 * wrong])[
-        list(free)
-    ]
-    gradient = by_number @ (positive / odds - total / (1 + odds))
-    curvature = by_number * (total / (odds * (1 + odds) ** 2)) @ by_number.T
-    return gradient, curvature
 
 
 FITTED = 0.97

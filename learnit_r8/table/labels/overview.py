@@ -47,8 +47,7 @@ class Calibration(NamedTuple):
     @property
     def error(self) -> float:
         """The expected calibration error, the mean distance of the two; NaN without samples."""
-        total = self.counts.sum()
-        return float(np.nansum(np.abs(self.confidence - self.accuracy) * self.counts) / total) if total else math.nan
+        return self.mean(np.abs(self.confidence - self.accuracy))
 
     def mean(self, values: NDArray[np.float64]) -> float:
         """The mean of ``confidence`` or ``accuracy`` over the samples; NaN without any."""

@@ -123,14 +123,12 @@ class Suspects(_Columns):
         if self.reason:
             return f"Suspects(none: {self.reason})"
         some = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
+        count, how = f"{len(self.indices)} samples", self.caution or f"about {self.precision:.0%} of them wrong"
         if self.places is not None:
-            labels = f"{len(self.places.indices)} labels, {self.caution or f'about {self.precision:.0%} of them wrong'}"
-            return f"Suspects({labels}, in {len(self.indices)} samples: {some})"
-        if self.method == MIRROR:
-            how_many = self.caution or f"about {self.precision:.0%} of them wrong"
-            return f"Suspects({len(self.indices)} samples, {how_many}: {some})"
-        share = len(self.indices) / max(1, self.num_judged)
-        return f"Suspects({len(self.indices)} samples, {share:.1%} of those judged: {some})"
+            return f"Suspects({len(self.places.indices)} labels, {how}, in {count}: {some})"
+        if self.method != MIRROR:
+            how = f"{len(self.indices) / max(1, self.num_judged):.1%} of those judged"
+        return f"Suspects({count}, {how}: {some})"
 
     def _repr_html_(self) -> str:
         """The most suspect samples, for a notebook."""

@@ -203,13 +203,9 @@ class Suspicion(NamedTuple):
         return self.humps.belonging(_scaled(mean_loss, self.untrained_loss))
 
     def flags(
-        self,
-        mean_loss: NDArray[np.float32],
-        usage_count: NDArray[Any],
-        group: NDArray[Any] | None = None,
-        *,
+        self, mean_loss: NDArray[np.float32], usage_count: NDArray[Any], group: NDArray[Any] | None = None, *,
         least: float = 1.0,
-    ) -> NDArray[np.bool_]:
+    ) -> NDArray[np.bool_]:  # fmt: skip
         """bool[M], the suspect samples: more likely in the higher component, and worse than untrained.
 
         Args:
@@ -222,8 +218,7 @@ class Suspicion(NamedTuple):
         """
         bound = self.untrained_loss * max(least, self.humps.divide) ** 2
         flagged: NDArray[np.bool_] = (mean_loss > bound) & (usage_count >= LEAST_USES)
-        if group is not None and flagged.any():
-            spare(flagged, mean_loss, group)
+        spare(flagged, mean_loss, group)
         return flagged
 
     def are_being_learnt(self, last: NDArray[np.float32]) -> bool:
@@ -235,9 +230,11 @@ class Suspicion(NamedTuple):
         return bool(len(last)) and float((last < self.untrained_loss).mean()) > 0.5
 
 
-def spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any]) -> None:
-    """Clear the flags of the samples with the lowest losses in groups that have too many."""
+def spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any] | None) -> None:
+    """Clear the flags of the samples with the lowest losses in groups that have too many; without groups, of none."""
     chosen = np.flatnonzero(flagged)
+    if group is None or not len(chosen):
+        return
     chosen = chosen[falling_order(mean_loss[chosen])]
     flagged[chosen[are_spared(group[chosen], group)]] = False
 

@@ -11,7 +11,7 @@ from learnit_r8.table.labels.mirror import (
     MISFIT,
     STRAIGHT,
     Mirror,
-    _climbed,
+    OddsCounts,
     fit_odds,
 )
 
@@ -139,7 +139,7 @@ def test_odds_that_rise_ever_faster_do_not_flatten_the_slope():
     odds = 0.91 * np.exp(-3.9 * size) + 0.09 * np.exp(1.0 * size + 5.0 * size**2)
     total = np.full(256, 60)
     positive = rng.binomial(total, odds / (1 + odds))
-    straight, _ = _climbed(np.array([-2.0, 3.0, 2.0, 0.0]), size, positive, total, STRAIGHT)
+    straight, _ = OddsCounts(size, positive, total).climb(np.array([-2.0, 3.0, 2.0, 0.0]), STRAIGHT)
 
     assert straight[1] < 3.2
     assert abs(fit_odds(positive, total - positive).slope - 3.9) < 0.5
