@@ -146,7 +146,8 @@ class LossPipeline(Trainer):
             count = num_rows
             values = values.reshape(count, -1).mean(1, dtype=torch.float32) if values.ndim > 1 else values
         else:
-            expect_rivals(self._r8, len(found), self._num_optimizers)
+            if len(found) > 1:
+                expect_rivals(self._r8, len(found), self._num_optimizers)
             values = functools.reduce(operator.add, [each.mean() if each.ndim else each for each in found])
         if ticket is not None:
             # A mean has no rows.
