@@ -84,6 +84,7 @@ class Refusals(SavedFields):
         outcomes: Of the last hundred batches, which were refused; empty where none was.
         in_vain: As ``in_a_row``, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
         wary_until: Step before which another one is expected, `WARY_STEPS` after the last one.
+        is_costly: Whether other batches stand for each that tests the weights.
     """
 
     in_a_row: int = 0
@@ -92,6 +93,7 @@ class Refusals(SavedFields):
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=100))
     in_vain: int = 0
     wary_until: int = 0
+    is_costly: bool = False
 
     @property
     def is_worth_looking(self) -> bool:
@@ -135,11 +137,14 @@ class Refusals(SavedFields):
         self.outcomes.append(False)
         if not any(self.outcomes):
             self.outcomes.clear()
+            self.is_costly = False
         self.in_a_row = self.bad_in_a_row = 0
-        self.bad_limit = max(LEAST_BAD, self.bad_limit - 1)
+        if not self.is_costly:
+            self.bad_limit = max(LEAST_BAD, self.bad_limit - 1)
 
-    def weights_are_healthy(self) -> None:
-        """Wait for twice as many in a row before the next look."""
+    def weights_are_healthy(self, *, is_costly: bool) -> None:
+        """Wait for twice as many in a row before the next look; as long as batches are refused, if it is costly."""
+        self.is_costly = self.is_costly or is_costly
         self.bad_limit = min(MOST_BAD, 2 * self.bad_limit)
 
 
