@@ -408,9 +408,11 @@ class RunningVariances(SavedFields):
             is_alone: Whether they can be put back: of several processes, another one may have met no such batch.
         """
         self.ruined, step = {}, self.announcer.where()[0]
+        # What weighs its statistics by a count, as of rewards, which may come late, needs that to go back, too.
+        counted = {name.removesuffix("count") + "running_var" for name, *_ in sums if name.endswith(".count")}
         for key, _, _, of_array in sums:
             # The pattern takes far longer to see that a name is none.
-            if "var" not in key or not RUNNING_VARIANCE.search(key):
+            if "var" not in key or not RUNNING_VARIANCE.search(key) or key in counted:
                 continue
             total, highest = of_array.real, self.highest.get(key, 0.0)
             last = self.last.get(key, total)

@@ -142,7 +142,7 @@ class Refusals(SavedFields):
         if not self.is_costly:
             self.bad_limit = max(LEAST_BAD, self.bad_limit - 1)
 
-    def weights_are_healthy(self, *, is_costly: bool) -> None:
+    def weights_are_healthy(self, *, is_costly: bool = False) -> None:
         """Wait for twice as many in a row before the next look; as long as batches are refused, if it is costly."""
         self.is_costly = self.is_costly or is_costly
         self.bad_limit = min(MOST_BAD, 2 * self.bad_limit)

@@ -185,6 +185,24 @@ def test_many_bad_batches_in_a_row_undo_no_update(num_bad, guard):
     assert "the weights are healthy: other batches have a median loss" in summary
 
 
+@pytest.mark.parametrize(("num_bad", "share"), [(2, 0.95), (4, 0.9), (8, 0.8)])
+def test_a_few_bad_minibatches_in_each_rollout_cost_few_good_ones(num_bad, share):
+    """Eight others stand for each batch that tests the weights: these are tested ever more seldom."""
+    x, y = clouds()
+    rng, model, num_trained = np.random.default_rng(0), network(), 0
+    optimizer = sgd(model)
+    adapter = attach(model, optimizer, None, num_steps=320, guard="finite")
+    for number in adapter.steps():
+        rows = rng.integers(0, len(x), SIZE)
+        loss = cross_entropy(model(x[rows] * NAN if number % 16 < num_bad else x[rows]), y[rows])
+        if adapter.report(loss):
+            step(optimizer, loss)
+            num_trained += 1
+    adapter.close()
+
+    assert num_trained >= share * 20 * (16 - num_bad)
+
+
 def test_another_tensor_in_the_place_of_a_buffer_goes_back_too():
     """The buffer is then the tensor that it was before the batch."""
     model = Last()
@@ -436,6 +454,62 @@ def test_statistics_of_the_first_batches_are_put_back(places, momentum):
             validation[is_bad] = float(cross_entropy(model.eval()(x), y))
 
     assert validation[True] < 1.2 * validation[False]
+
+
+@pytest.mark.filterwarnings("ignore:.*times as large as ever before")
+@pytest.mark.parametrize(("bad", "every"), [(18, 40), (30, 1000)])
+def test_statistics_are_put_back_where_the_first_backup_comes_late(bad, every):
+    """The scale of the data is seen before it: a bad batch would set it."""
+    (x, y), model = clouds(), network()
+    model[1].momentum = 0.01
+    with attach(model, sgd(model), batches_of(x, y), num_epochs=1, backup_every=every) as adapter:
+        for number, (inputs, labels) in enumerate(adapter.batches()):
+            loss = cross_entropy(model(1e4 * inputs if number == bad else inputs), labels)
+            if adapter.report(loss):
+                step(adapter.optimizer, loss)
+
+    assert "running statistics of norms put back once" in adapter.summary()
+    assert model[1].running_var.max() < 1e3
+
+
+class Normalizer(nn.Module):
+    """Of targets, weighed by how many it has seen, as programs of reinforcement learning have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(1))
+        self.register_buffer("running_var", torch.ones(1))
+        self.register_buffer("count", torch.ones(()))
+
+    def update(self, values):
+        share = len(values) / (self.count + len(values))
+        change = values.mean() - self.running_mean
+        self.running_var.lerp_(values.var(), share).add_(change**2 * share * (1 - share))
+        self.running_mean.add_(change * share)
+        self.count.add_(len(values))
+
+
+def test_statistics_with_a_count_are_left_alone():
+    """Rewards may come late: their variance then jumps, and without its count it would never be right again."""
+    found = []
+    for is_watched in (True, False):
+        torch.manual_seed(0)
+        model, norm = nn.Linear(8, 1), Normalizer()
+        model.norm = norm
+        optimizer = sgd(model)
+        adapter = attach(model, optimizer, None, num_steps=400, guard="finite") if is_watched else None
+        for number in range(400) if adapter is None else adapter.steps():
+            x = torch.randn(SIZE, 8)
+            rewards = x.sum(1, keepdim=True) * (1e4 if number > 200 else 1e-3)
+            norm.update(rewards)
+            loss = (model(x) - (rewards - norm.running_mean) / (norm.running_var + 1e-5).sqrt()).square().mean()
+            if adapter is None or adapter.report(loss):
+                step(optimizer, loss)
+        if adapter is not None:
+            adapter.close()
+        found.append([each.clone() for each in model.state_dict().values()])
+
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.filterwarnings("ignore:.*times as large as ever before")
