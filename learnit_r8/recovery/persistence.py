@@ -92,8 +92,7 @@ class BackupTimer:
         self.num_lasting: dict[str, int] = {}
         self.variances = RunningVariances(announcer)
         self._is_due = self._is_look_due = False
-        # Where the user says when backups come, statistics are looked at in between: the first batches may ruin them.
-        self._look_step = math.inf if is_usual else 1
+        self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
         self._took: deque[float] = deque(maxlen=3)
@@ -106,6 +105,11 @@ class BackupTimer:
         if not self.is_usual or growth > 1:
             return math.inf
         return self._step + max(1, math.ceil(growth * self._step))
+
+    @property
+    def _next_look(self) -> float:
+        """Where running statistics are looked at, though the user's backups come later: first batches may ruin them."""
+        return self._next_look_at if self.variances.last and not self.is_usual else math.inf
 
     def count_from(self, step: int) -> None:
         """Note that the run was resumed at this step, which needs no backup."""
@@ -136,7 +140,7 @@ class BackupTimer:
         if self._is_due or self._is_look_due or self.backup.has_none_of_now:
             return 0.0, 0.0
         steps, seconds = quiet_until(self.when, asked)
-        return min(steps, self._early_step, self._look_step), seconds
+        return min(steps, self._early_step, self._next_look), seconds
 
     def take_if_due(
         self, elapsed: Elapsed, draws: int, get: Callable[[], Any], get_moment: Callable[[Any], Any], *, is_calm: bool,
@@ -169,8 +173,8 @@ class BackupTimer:
         waits = awaits and len(self.backup.backups) > 1
         is_now = (self._is_due or is_early) and step != self._step and is_calm and not waits
         is_first = self.backup.has_none_of_now
-        if step >= self._look_step:
-            self._is_look_due, self._look_step = self._is_look_due or bool(self.variances.last), 2 * step
+        if step >= self._next_look:
+            self._is_look_due, self._next_look_at = True, 2 * step
         if not (is_first or is_now or must_look or (self._is_look_due and is_calm)):
             return ""
         self._is_look_due = False

@@ -193,9 +193,9 @@ class Checkpoints:
         with contextlib.suppress(ValueError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.target.load_checkpoint(path)
-            # What was accepted is trained on.
+            # What was accepted is trained on, unless it says that the run was stopped.
             for _ in range(2):
-                ticket = self.target.draw()
+                ticket = self.target.draw_if_any()
                 if ticket is None:
                     break
                 assert 0 <= min(ticket.indices) <= max(ticket.indices) < 40
