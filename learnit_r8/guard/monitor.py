@@ -79,15 +79,16 @@ class Sentry:
         present: What it remembers now, immutable.
         num_refused: Reports refused so far.
         tests_progress: Whether recovery may look into losses of the first steps that rise.
-        watches_level: As given.
+        watches_level: As given, where losses should fall.
         baseline: Number of baseline resets; a saved guard state from an earlier baseline is ignored.
     """
 
     def __init__(self, guard: Guard, *, watches_level: bool = False, is_usual: bool = False) -> None:
         self.guard, self.present = guard, Memory(guard.begin())
-        self.watches_level, self._is_usual = watches_level, is_usual
+        self._is_usual, expects = is_usual, getattr(guard, "expects_progress", True)
         self.num_refused = self.baseline = 0
-        self.tests_progress = bool(getattr(guard, "tests_progress", False))
+        self.tests_progress = expects and bool(getattr(guard, "tests_progress", False))
+        self.watches_level = expects and watches_level
 
     def __repr__(self) -> str:
         return f"Sentry({self.guard!r}, {self.num_refused} losses refused)"
@@ -100,7 +101,7 @@ class Sentry:
         """
         is_new, self._is_usual = self._is_usual, False
         if is_new:
-            self.guard = replace(USUAL_GUARD, tests_progress=False, expects_progress=False)
+            self.guard = replace(USUAL_GUARD, expects_progress=False)
             self.tests_progress = self.watches_level = False
         return is_new
 

@@ -306,7 +306,7 @@ class SpikeGuard:
             drift, unless the scheduled learning rate fell, and is refused; >= 16.
         tests_progress: Whether losses of the first steps that rise, or make no progress, are worth a probe.
         expects_progress: Whether losses should fall. Those of networks that train against each other need not: of them
-            only one that is absurd, 10 ``far`` times as far as any before, is refused.
+            only one that is absurd, 10 ``far`` times as far as any before, is refused, and none is worth a probe.
 
     Raises:
         ValueError: an attribute is outside its range.

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.utils.data import DataLoader, TensorDataset
 
-from learnit_r8 import events
+from learnit_r8 import SpikeGuard, events
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 
@@ -66,6 +66,18 @@ def same(one, two):
 @pytest.fixture(scope="module")
 def alone():
     return gan()
+
+
+@pytest.mark.parametrize("settings", [{}, {"guard": SpikeGuard(expects_progress=False)}], ids=["usual", "named"])
+def test_such_losses_are_no_measure_of_progress(settings):
+    """What is told by itself is what the documented guard says: recovery looks into no level and no gradient."""
+    adapter = gan(watched=record_events(), ends_at=3, **settings)
+    adapter.close()
+    r8 = adapter.scheduler
+
+    assert not r8.sentry.guard.expects_progress
+    assert not any([r8.sentry.tests_progress, r8.sentry.watches_level])
+    assert not any([r8.controller.is_early, r8.controller.watches_gradients])
 
 
 def test_losses_that_rise_change_nothing(alone):
