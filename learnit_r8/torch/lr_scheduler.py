@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, ExponentialLR, LRScheduler, OneCycleLR
@@ -97,14 +97,25 @@ def _live_schedules(optimizer: Any) -> list[Any]:
     return found
 
 
+class _Rated(Protocol):
+    """What an adapter gives: its optimizer, and the scheduler's state once the losses on their way have come."""
+
+    optimizer: Any
+    scheduler: R8Scheduler
+
+    def flush(self) -> None: ...
+
+    def load_scheduler(self, state: Mapping[str, Any]) -> None: ...
+
+
 class R8LRScheduler(LRScheduler):
     """Shows the rates that R8Scheduler sets, and saves its state; stepping it changes nothing.
 
     Args:
-        adapter: The `Adapter` that sets the rates.
+        adapter: Sets the rates.
     """
 
-    def __init__(self, adapter: Any) -> None:
+    def __init__(self, adapter: _Rated) -> None:
         # The constructor of the base class would take a step, and count those of the optimizer.
         self._adapter = adapter
         self.optimizer = adapter.optimizer
@@ -115,7 +126,7 @@ class R8LRScheduler(LRScheduler):
     @property
     def last_epoch(self) -> int:  # type: ignore[override]
         """Steps reported so far, which is what torch counts here."""
-        return int(self._adapter.scheduler.global_step)
+        return self._adapter.scheduler.global_step
 
     def step(self, *_: Any) -> None:
         """Do nothing: the rate moves on with each batch reported."""
