@@ -59,7 +59,7 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
         super().set_model(model)
         optimizers = self._checked_optimizers(model)
         recorder = self._recorder = self._recorder_of(model)
-        self._rates = RateFactor(model, optimizers, recorder.live)
+        self._rates, self._num_optimizers = RateFactor(model, optimizers, recorder.live), len(optimizers)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""

@@ -260,7 +260,6 @@ class OwnBatchesCallback(FitCallback):
         super().set_model(model)
         losses: Any = self._recorder
         losses.rates = self._rates
-        self._num_optimizers = len(self._optimizers_of(model))
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model; TensorFlow's trainer leaves it to the first step to build it."""
