@@ -91,7 +91,6 @@ class Adapter:
     Args:
         training: The model, and all that belongs to its training.
         source: The data set that the scheduler draws from; or your own iterable of batches, or None.
-        owner: The adapter of another data set for the same model; None if there is none.
 
     Attributes:
         scheduler: The R8Scheduler.
@@ -104,7 +103,7 @@ class Adapter:
 
     sampler: R8BatchSampler
 
-    def __init__(self, training: Training, source: Any, *, owner: Adapter | None = None) -> None:
+    def __init__(self, training: Training, source: Any) -> None:
         scheduler = training.scheduler
         self.scheduler, self.optimizer, self.state = scheduler, training.optimizers[0], training.state
         self.rates, self.num_ranks = training.rates, training.sharing.size
@@ -112,10 +111,6 @@ class Adapter:
         self._hand, self._ahead, again = training.hand, training.ahead, training.second_run
         self._second_run = again if again is not None and again.is_possible else None
         self._source, self._own, self._targets = source, training.own, training.state.targets
-        # Those of other data sets for the same model, whose steps this one takes.
-        self._others: list[Adapter] = []
-        if owner is not None:
-            owner._others.append(self)
         self._num_looks = 0
         self._has_loader = self._is_mean_noted = False
         self._feed = feed = scheduler.feed
@@ -134,7 +129,7 @@ class Adapter:
                 self._stepper.count_steps()
         # On other devices each look would wait for them; shards and other kinds of tensors cannot be read like this.
         is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
-        can_look = self.num_ranks == 1 and owner is None and is_plain and not self.state.is_sharded
+        can_look = self.num_ranks == 1 and is_plain and not self.state.is_sharded
         stepper = self._stepper if can_look or self._stepper.counted is not None else None
         are_own, is_alone = scheduler.host.rates.are_own, len(training.optimizers) == 1
         for each in training.optimizers if are_own else training.optimizers[:1]:
@@ -211,15 +206,13 @@ class Adapter:
         return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
 
     @loop_method
-    def loader(self, *, numbered: bool = False, **settings: Unpack[LoaderSettings]) -> DataLoader[Any]:
+    def loader(self, **settings: Unpack[LoaderSettings]) -> DataLoader[Any]:
         """A `DataLoader` over the data set; an error of one of its samples names the sample.
 
         ``accelerator.prepare`` leaves it as it is: it gives each process its part, on its device. Over your own loader
         there is none to make; see `batches`.
 
         Args:
-            numbered: Whether it gives ``(ticket, batch)``; `loss` and `report` take the ticket. Needed with
-                ``in_order=False``.
             **settings: For the loader: ``num_workers``, ``pin_memory``, ``collate_fn`` and so on.
 
         Raises:
@@ -231,10 +224,7 @@ class Adapter:
                 f"loader() was called where the batches are your own, of {self._source!r}, so there is no DataLoader "
                 "to make. Loop over batches: for batch in adapter.batches()."
             )
-        sampler = self.sampler
-        if numbered:
-            sampler = R8BatchSampler(self.scheduler, ahead=self._ahead, sharing=self._sharing, numbered=True)
-        loader = make_loader(self._source, sampler, numbered=numbered, settings=settings, is_ahead=self._ahead > 0)
+        loader = make_loader(self._source, self.sampler, settings=settings, is_ahead=self._ahead > 0)
         loader.hold_in(self._hand)
         if not self._has_loader:
             say_at_exit(self)
@@ -317,7 +307,7 @@ class Adapter:
         mask: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
         exact: bool = True,
-        ticket: int | Ticket | None = None,
+        ticket: Ticket | None = None,
         logits: torch.Tensor | None = None,
         targets: torch.Tensor | None = None,
         kind: str = "classes",
@@ -361,7 +351,7 @@ class Adapter:
         shares = None
         found: Ticket | None = None
         if self._feed is None:
-            found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
+            found = self.in_hand if ticket is None else ticket
             count = len(found.indices if self.num_ranks == 1 else self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
@@ -397,7 +387,7 @@ class Adapter:
         *,
         class_weights: torch.Tensor | None = None,
         label_smoothing: float = 0.0,
-        ticket: int | Ticket | None = None,
+        ticket: Ticket | None = None,
     ) -> torch.Tensor:
         """Compute the cross entropy of the batch in hand, note it with what the logits say of the labels, reduce it.
 
@@ -434,7 +424,7 @@ class Adapter:
         self,
         *losses: torch.Tensor,
         ids: Any = None,
-        ticket: int | Ticket | None = None,
+        ticket: Ticket | None = None,
         part_size: int | None = None,
         predictions: Predictions | None = None,
     ) -> Outcome:
@@ -487,7 +477,7 @@ class Adapter:
             if not outcome:
                 self._look_for_others(*losses)
             return outcome
-        found = find_batch(self.sampler.batches, ticket, ahead=self._ahead)
+        found = self.in_hand if ticket is None else ticket
         refuse_weights(self.scheduler.policy, found)
         count = len(self._sharing.part(found.indices))
         num_classes = 0
@@ -512,8 +502,8 @@ class Adapter:
         """Report the losses, do ``backward()``, clip, and let the optimizer take its step unless they are refused.
 
         Args:
-            loss: 0-dim, with its gradient: what `loss` returned, or something computed from it; for several adapters
-                of one model, their sum. Of your own batches it is itself reported if none was noted.
+            loss: 0-dim, with its gradient: what `loss` returned, or something computed from it. Of your own batches it
+                is itself reported if none was noted.
             losses: The losses of the rows of the batch, which are reported in its place; they are only read.
             ids: As for `report`.
 
@@ -557,8 +547,6 @@ class Adapter:
         if self._second_run is not None and not is_test:
             again, norm, may_step = self._second_run.of(loss, norm)
         outcome = Outcome(GOOD, r8.lr, None) if ticket is None else pipeline.tell(norm, skipped, again)
-        if self._others:
-            outcome = self._tell_others(outcome)
         if outcome and may_step and is_due and waits:
             if stepper.is_scaled:
                 stepper.clip()
@@ -576,14 +564,6 @@ class Adapter:
                 pipeline.between_steps()
             r8.host.leave_epoch()
         return outcome
-
-    def _tell_others(self, outcome: Outcome) -> Outcome:
-        """Report the batches of adapters that share the model; an outcome that forbids the step goes first."""
-        outcomes = [outcome, *(other._losses.tell() for other in self._others)]
-        if any(each.rolled_back_to is not None for each in outcomes):
-            for adapter in (self, *self._others):
-                adapter._losses.drop()
-        return next((each for each in outcomes if not each), outcome)
 
     def _look_for_others(self, *losses: torch.Tensor) -> None:
         """Say once if refused losses come from parameters that `attach` was not given, as of a second network."""

@@ -57,7 +57,6 @@ def attach(
     accumulate: int = 1,
     max_grad_norm: float | None = None,
     scheduler: R8Scheduler | None = None,
-    owner: Adapter | None = None,
     also: Mapping[str, Any] | None = None,
     ahead: int = 0,
     sharing: Sharing | None = None,
@@ -87,7 +86,6 @@ def attach(
         max_grad_norm: Largest norm of the gradient, > 0; larger ones are clipped. None does not clip.
         scheduler: A scheduler that you have made, of N samples, or without ``num_samples`` for your own batches; give
             the settings to it.
-        owner: The adapter of another data set for the same model and optimizer: it sets the rate and takes the steps.
         also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
             a pair of functions that read and load a state. Networks, optimizers and loss scalers are restored with the
             model after damage; others (schedules, positions, the best value) only when a run is resumed. ``(part,
@@ -141,8 +139,8 @@ def attach(
     )  # fmt: skip
     feeds = getattr(scheduler, "feed", None) is not None
     if feeds if scheduler is not None else is_own_loader(dataset, settings):
-        if owner is not None or ahead:
-            raise ValueError("owner and ahead are for batches that the scheduler draws; give batch_size, too.")
+        if ahead:
+            raise ValueError("ahead is for batches that the scheduler draws; give batch_size, too.")
         shared = _checked_sharing(given)
         own: SchedulerSettings = {**settings}
         if scheduler is None:
@@ -157,14 +155,11 @@ def attach(
             if own.get("num_epochs") is not None and length and followed.steps_per_epoch is None:
                 own["batch_size"] = replace(followed, steps_per_epoch=length)
         return Adapter(_keep(given, own, shared, size=None, keeps_random=True), dataset)
-    shared = _checked_sharing(given, owner)
+    shared = _checked_sharing(given)
     check_dataset(dataset)
     ahead = whole_number("ahead", ahead, least=0)
-    training = _keep(
-        given, settings, shared, size=len(dataset), ahead=ahead, sets_rates=owner is None,
-        redraw=getattr(dataset, "__getitem__", None),
-    )  # fmt: skip
-    return Adapter(training, dataset, owner=owner)
+    redraw = getattr(dataset, "__getitem__", None)
+    return Adapter(_keep(given, settings, shared, size=len(dataset), ahead=ahead, redraw=redraw), dataset)
 
 
 class _Given(NamedTuple):
@@ -190,7 +185,6 @@ def _keep(
     *,
     size: int | None,
     ahead: int = 0,
-    sets_rates: bool = True,
     keeps_random: bool = False,
     redraw: Callable[[int], Any] | None = None,
 ) -> Training:
@@ -202,7 +196,7 @@ def _keep(
     keeps_rates = _keeps_rates(scheduler, settings)
     asks_peak = scheduler is None and not keeps_rates and "initial_lr" not in settings
     peak, peak_text = (peak_under_schedules(optimizer) if asks_peak else None) or (None, "")
-    rates = _checked_rates(optimizer, peak) if sets_rates and not keeps_rates else None
+    rates = None if keeps_rates else _checked_rates(optimizer, peak)
     state = ModelState(
         model, optimizer, scaler=scaler, ema=given.ema, rank=sharing.rank, gather=sharing.gather, also=parts,
         keeps_options=keeps_rates, keeps_random=keeps_random,
@@ -302,7 +296,7 @@ def _loss_again(given: _Given, batch: Any) -> float:
     return loss
 
 
-def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:
+def _checked_sharing(given: _Given) -> Sharing:
     """How the processes here share, after a check that they can train the model."""
     model: Any = given.model
     optimizer: Any = given.optimizer
@@ -330,8 +324,6 @@ def _checked_sharing(given: _Given, owner: Any = None) -> Sharing:
         raise TypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}.")
     if ema is not None and not hasattr(ema, "load_state_dict"):
         raise TypeError(f"ema must have state_dict() and load_state_dict(), got {ema!r}.")
-    if not (owner is None or isinstance(owner, Adapter)):
-        raise TypeError(f"owner must be what attach() returned for the other data set, got {owner!r}.")
     if not (sharing is None or isinstance(sharing, (SingleProcess, Together))):
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
     found: Sharing = sharing_here() if sharing is None else sharing

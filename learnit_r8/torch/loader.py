@@ -48,7 +48,6 @@ class LoaderSettings(TypedDict, total=False):
     prefetch_factor: int | None
     persistent_workers: bool
     pin_memory_device: str
-    in_order: bool
 
 
 def length_of(loader: Any) -> int | None:
@@ -123,19 +122,14 @@ class SampleReader(Dataset[Any]):
         seed: With the samples of a batch the seed of its random numbers.
         fetch_many: Returns the items of a batch; by default the data set's own ``__getitems__``, if it has one.
         is_ahead: Whether batches are fetched ahead.
-        is_numbered: Whether a batch comes as ``(number, indices)``, and goes as ``(number, items)``.
 
     Attributes:
-        is_numbered: As given.
         takes_arrays: Whether a batch may be an int64 array.
         states: The random generators before the newest batch, where they are to be put back.
     """
 
-    def __init__(
-        self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None = None, *, is_ahead: bool = False,
-        is_numbered: bool = False,
-    ) -> None:  # fmt: skip
-        self.dataset, self._is_ahead, self.is_numbered = dataset, is_ahead, is_numbered
+    def __init__(self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None, *, is_ahead: bool) -> None:
+        self.dataset, self._is_ahead = dataset, is_ahead
         self.states: Any = None
         self.takes_arrays = fetch_many is not None or takes_arrays(dataset)
         self._seed = seed
@@ -161,19 +155,17 @@ class SampleReader(Dataset[Any]):
     def fetch_as_worker(self, indices: Any) -> Any:
         """The items of a batch, read with random numbers of its own; the same samples come in another order later."""
         # What torch seeds a worker with is another number whenever a loader begins, and differs from worker to worker.
-        samples = np.asarray(indices[1] if self.is_numbered else indices, np.int64)
-        key = hashlib.blake2b(samples.tobytes(), digest_size=4, key=self._seed.to_bytes(8, "little"))
+        samples = np.asarray(indices, np.int64).tobytes()
+        key = hashlib.blake2b(samples, digest_size=4, key=self._seed.to_bytes(8, "little"))
         number = int.from_bytes(key.digest(), "little")
         torch.manual_seed(number)
         np.random.seed(number)
         random.seed(number)
         return self._fetch(indices)
 
-    def _fetch(self, given: Any) -> Any:
-        number, indices = given if self.is_numbered else (None, given)
+    def _fetch(self, indices: Any) -> Any:
         try:
-            items = self._fetch_each(indices) if self._fetch_many is None else self._fetch_many(indices)
-            return (number, items) if self.is_numbered else items
+            return self._fetch_each(indices) if self._fetch_many is None else self._fetch_many(indices)
         except SampleError:
             raise
         except Exception as error:
@@ -203,13 +195,13 @@ def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tens
 
 
 class BatchCollate:
-    """Collates the items of a batch that has a number, or that is fetched before the one in hand is trained on.
+    """Collates the items of a batch that is fetched before the one in hand is trained on.
 
     What it draws then would come between the model's random numbers, and a resumed run fetches it anew; so the
     generators are put back.
 
     Args:
-        collate: Collates items without a number.
+        collate: Collates the items.
         reader: Reads them.
     """
 
@@ -217,12 +209,9 @@ class BatchCollate:
         self._collate, self._reader = collate, reader
 
     def __call__(self, items: Any) -> Any:
-        """The batch, or ``(number, batch)``."""
+        """The batch."""
         try:
-            if not self._reader.is_numbered:
-                return self._collate(items)
-            number, items = items
-            return number, self._collate(items)
+            return self._collate(items)
         finally:
             states, self._reader.states = self._reader.states, None
             # A worker's own go on.
@@ -230,9 +219,7 @@ class BatchCollate:
                 set_random_state(states)
 
 
-def make_loader(
-    dataset: Any, sampler: R8BatchSampler, *, numbered: bool, settings: Mapping[str, Any], is_ahead: bool = False
-) -> TimedLoader:
+def make_loader(dataset: Any, sampler: Any, *, settings: Mapping[str, Any], is_ahead: bool = False) -> TimedLoader:
     """See `Adapter.loader`."""
     decided = sorted(set(DECIDED) & set(settings))
     if decided:
@@ -243,8 +230,8 @@ def make_loader(
     if collate is None and is_table:
         # What is read is the batch already.
         collate, fetch_many = list, functools.partial(_take_rows, dataset.tensors)
-    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead, is_numbered=numbered)
-    if is_ahead or numbered:
+    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead)
+    if is_ahead:
         collate = BatchCollate(collate or default_collate, reader)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
@@ -350,7 +337,6 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         r8: The scheduler.
         as_list: Whether a batch is a list of ints; else it is an int64 array, which ``dataset.__getitems__`` can index
             with at once. By default an array for data sets with a ``__getitems__`` of their own, and a list for others.
-        numbered: Whether a batch is ``(ticket, indices)``; `loader` unpacks it.
         ahead: Batches that something between loader and training fetches in advance, as accelerate and Lightning do.
         sharing: Selects this process's part of a batch.
 
@@ -376,7 +362,6 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         r8: R8Scheduler,
         *,
         as_list: bool | None = None,
-        numbered: bool = False,
         ahead: int = 0,
         sharing: Sharing = ALONE,
     ) -> None:
@@ -385,7 +370,6 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
             raise ValueError("r8 must be an R8Scheduler with num_samples, which draws the batches, got one without.")
         self.ahead = whole_number("ahead", ahead, least=0)
         self._as_list = as_list
-        self._numbered = numbered
         self._sharing = sharing
 
     def __iter__(self) -> Iterator[Any]:
@@ -396,7 +380,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
                 f"torch.distributed has {count} processes, and R8BatchSampler gives each of them whole batches: all "
                 "train on the same samples. Use attach(), which shares the batches among them.",
             )
-        return SamplerIterator(self.batches, self._hand_out, ahead=self.ahead, may_wait=self._numbered)
+        return SamplerIterator(self.batches, self._hand_out, ahead=self.ahead)
 
     def __len__(self) -> int:
         """Batches of a whole epoch, as trainers assume; an iteration that goes on in mid-epoch gives what is left."""
@@ -406,22 +390,19 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         indices: Any = ticket.indices if self._sharing.size == 1 else self._sharing.part(ticket.indices)
         if self._as_list is None:
             self._as_list = not takes_arrays(dataset)
-        if self._as_list:
-            indices = indices.tolist()
-        return (ticket.draw, indices) if self._numbered else indices
+        return indices.tolist() if self._as_list else indices
 
-    def report(self, loss: Any, *, ticket: int | None = None, part_size: int | None = None) -> Outcome:
-        """Report the loss of a batch, for loops without an adapter; see `R8Scheduler.report`.
+    def report(self, loss: Any, *, part_size: int | None = None) -> Outcome:
+        """Report the loss of the oldest batch handed out, for loops without an adapter; see `R8Scheduler.report`.
 
         Args:
             loss: As the scheduler takes it.
-            ticket: The batch's number from a numbered loader; by default the oldest batch handed out.
             part_size: Samples in a part of the loss.
 
         Raises:
             RuntimeError: it is not clear which batch it is; or the policy weights samples.
         """
-        found = find_batch(self.batches, ticket, ahead=self.ahead)
+        found = find_batch(self.batches, ahead=self.ahead)
         refuse_weights(self.r8.policy, found)
         outcome = self.r8.report(self.r8.host.begin(found, is_late=True), loss, part_size=part_size)
         self.batches.take(found)
@@ -450,31 +431,21 @@ class SamplerIterator:
         batches: Holds the batches.
         hand_out: ``(ticket, dataset)``, returns the batch as the loader gets it.
         ahead: Batches that something between loader and training fetches in advance.
-        may_wait: Whether losses may come at any time later, as they tell the batch that they are of.
 
     Attributes:
         epoch: The epoch, 0-based.
         length: Batches of it.
         end: The place of the first batch after it.
-        is_out_of_order: Whether the loader hands batches out as they come from its workers.
         can_probe: Whether a loader may fetch a probe itself: nothing between it and the training works ahead.
     """
 
-    def __init__(
-        self,
-        batches: Prefetch,
-        hand_out: Callable[[Ticket, Any], Any],
-        *,
-        ahead: int = 0,
-        may_wait: bool = False,
-    ) -> None:
+    def __init__(self, batches: Prefetch, hand_out: Callable[[Ticket, Any], Any], *, ahead: int) -> None:
         self.epoch, self.length = -1, 0
-        self.is_out_of_order = False
         self._num_asked = self._num_drawn = self._num_ahead = self._num_probes = 0
         self._is_exhausted = False
         self._batches = batches
         self._hand_out = hand_out
-        self._ahead, self._may_wait, self.can_probe = ahead, may_wait, not ahead
+        self._ahead, self.can_probe = ahead, not ahead
         self._loader: Any = None
         self.end = 0
         self._dataset: Any = None
@@ -525,8 +496,6 @@ class SamplerIterator:
             self._num_ahead = loader._num_workers * (getattr(loader, "_prefetch_factor", None) or 0)
         # With workers the loader itself must be able to fetch a probe; see `WithProbes`.
         self._batches.r8.controller.experiment.can_probe = not (self._ahead or self._num_ahead)
-        if loader is not None:
-            self.is_out_of_order = not getattr(loader, "_in_order", True) and loader._num_workers > 1
         batches, r8 = self._batches, self._batches.r8
         batches.trainer.before_first_batch()
         before = batches.reader
@@ -573,7 +542,7 @@ class SamplerIterator:
         """Say so once if batches were trained on and no loss of any of them came, as the last ones are handed out."""
         num_asked_before = self._num_asked - self._num_ahead - 1
         # One batch may be fetched in advance by the trainer, and the one before it is in hand.
-        if not (self._batches.num_taken or self._may_wait) and num_asked_before - self._ahead > 2:
+        if not self._batches.num_taken and num_asked_before - self._ahead > 2:
             self._batches.r8.host.say_once("nothing reported", NOTHING_REPORTED.format(self.length))
 
     def in_hand(self) -> Ticket:
@@ -588,44 +557,31 @@ class SamplerIterator:
         return None if delivered is None else delivered + self._num_probes
 
 
-def find_batch(batches: Prefetch, number: int | Ticket | None = None, *, ahead: int = 0) -> Ticket:
-    """The batch that a loss belongs to.
+def find_batch(batches: Prefetch, *, ahead: int) -> Ticket:
+    """The batch that a loss belongs to, the oldest that waits.
 
     Args:
         batches: Holds it.
-        number: The batch's number, where the loader tells it; or the batch itself; None for the oldest.
         ahead: Batches that something between loader and training fetches in advance.
 
     Raises:
-        RuntimeError: no batch waits, or none of that number; or it is not clear which batch it is.
+        RuntimeError: no batch waits, or it is not clear which batch it is.
     """
-    if isinstance(number, Ticket):
-        return number
-    waiting = batches.waiting
-    if number is None:
-        iteration: SamplerIterator | None = batches.reader
-        if iteration is not None:
-            delivered = iteration.num_delivered
-            if delivered is not None and (delivered != batches.num_taken + 1 or iteration.is_out_of_order):
-                _skip_to_last(batches, delivered, ahead, is_out_of_order=iteration.is_out_of_order)
-        number = next(iter(waiting), -1)
-    if number not in waiting:
-        given = "none out" if number == -1 else f"ticket {number!r}"
+    iteration: SamplerIterator | None = batches.reader
+    delivered = None if iteration is None else iteration.num_delivered
+    if delivered is not None and delivered != batches.num_taken + 1:
+        _skip_to_last(batches, delivered, ahead)
+    if not batches.waiting:
         raise RuntimeError(
-            f"a loss must be of a batch that was handed out and not reported yet, got {given}; out are "
-            f"{list(waiting)[:8]}: it is of no batch of adapter.loader(). Batches come from the adapter's loader: for "
-            "batch in adapter.loader(). Losses of a validation go to adapter.log(val_loss=...) alone."
+            "a loss must be of a batch that was handed out and not reported yet, got none out: it is of no batch of "
+            "adapter.loader(). Batches come from the adapter's loader: for batch in adapter.loader(). Losses of a "
+            "validation go to adapter.log(val_loss=...) alone."
         )
-    return waiting[number]
+    return next(iter(batches.waiting.values()))
 
 
-def _skip_to_last(batches: Prefetch, delivered: int, ahead: int, *, is_out_of_order: bool) -> None:
+def _skip_to_last(batches: Prefetch, delivered: int, ahead: int) -> None:
     """Give up batches that were handed out before the last one and not reported."""
-    if is_out_of_order:
-        raise RuntimeError(
-            "ticket must be given with the loss where a loader has in_order=False, got None; "
-            "iterate over loader(..., numbered=True), which gives (ticket, batch)."
-        )
     missed = delivered - batches.num_taken - 1
     if missed < 0:
         raise RuntimeError(
@@ -656,7 +612,12 @@ def _loader_above() -> Any:
 
 
 def _check(loader: Any) -> None:
-    """Raise ValueError if a loader makes batches of batches, or leaves some out that would be taken for others."""
+    """Raise ValueError if a loader makes batches of batches, or some would be taken for others."""
+    if loader._num_workers > 1 and not getattr(loader, "_in_order", True):
+        raise ValueError(
+            "in_order must be True where R8Scheduler draws the batches, as a loss is that of the oldest one that was "
+            "handed out, got False; leave it out."
+        )
     sampler = loader._index_sampler
     if getattr(sampler, "skip_batches", 0) and getattr(sampler.batch_sampler, "finds_its_place", False):
         raise ValueError(

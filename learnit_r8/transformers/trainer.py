@@ -414,7 +414,7 @@ class R8Mixin:
         skips = bool(self._r8_resumes) and not args.ignore_data_skip
         sampler: Any = WholeEpoch(adapter.sampler, skips=skips)
         # The Trainer sets the random generators of a resumed run once it has fetched the first batch.
-        return make_loader(dataset, sampler, numbered=False, settings=settings, is_ahead=True)
+        return make_loader(dataset, sampler, settings=settings, is_ahead=True)
 
     def _r8_attach(self, size: int) -> Adapter:
         trainer: Any = self

@@ -652,25 +652,6 @@ def test_weights_are_never_dropped():
     assert sampler.r8.global_step == 0
 
 
-def test_two_data_sets():
-    """Two data sets train one model; one adapter owns the rate, and either's bad loss stops the step."""
-    model = classifier()
-    optimizer = sgd(model)
-    first = adapted(model=model, optimizer=optimizer, recovery=no_steady())
-    second = adapted(Rows(96), model=model, optimizer=optimizer, owner=first, batch_size=8, recovery=no_steady())
-    outcomes = []
-    for number, ((x, y), (xs, ys, _)) in enumerate(zip(first.loader(), second.loader(), strict=False)):
-        one = first.loss(cross_entropy(model(x), y, reduction="none"))
-        factor = float("nan") if number == 5 else 1.0
-        other = second.loss(cross_entropy(model(xs), ys, reduction="none") * factor)
-        outcomes.append(first.step(one + other))
-
-    assert [bool(outcome) for outcome in outcomes] == [number != 5 for number in range(12)]
-    assert np.isfinite(weights(model)).all()
-    assert first.scheduler.global_step == second.scheduler.global_step == 12
-    assert second.rates is None
-
-
 class Slow(Rows):
     """Takes a second for each sample, on a clock of its own."""
 
@@ -715,15 +696,6 @@ def test_own_draws():
         adapter.step(adapter.loss(losses, ticket=ticket))
 
     assert set(r8.table.usage_count.tolist()) == {1}
-
-
-def test_numbered_loader():
-    """With in_order=False the loader says which batch it is."""
-    adapter = adapted(num_epochs=1)
-    for ticket, (x, y) in adapter.loader(numbered=True, num_workers=2, in_order=False):
-        adapter.step(adapter.loss(cross_entropy(adapter.model(x), y, reduction="none"), ticket=ticket))
-
-    assert set(adapter.scheduler.table.usage_count.tolist()) == {1}
 
 
 def test_close_reports_what_was_noted():

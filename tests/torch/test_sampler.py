@@ -107,21 +107,16 @@ class Kinds(Rows):
 def test_items_are_asked_for_by_ints():
     """A data set of items gets plain ints from the adapter's loader too, as from torch's samplers."""
     dataset = Kinds()
-    for numbered in (False, True):
-        sampler = R8BatchSampler(scheduler(), numbered=numbered)
-        next(iter(make_loader(dataset, sampler, numbered=numbered, settings={})))
+    next(iter(make_loader(dataset, R8BatchSampler(scheduler()), settings={})))
 
     assert dataset.kinds == {int}
 
 
-@pytest.mark.parametrize("numbered", [False, True])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_rows_of_tensors_are_taken_at_once(numbered, workers):
+def test_rows_of_tensors_are_taken_at_once(workers):
     """The adapter's loader gives of a TensorDataset what torch's own collating makes of the same samples."""
-    sampler = R8BatchSampler(scheduler(), numbered=numbered)
-    loader = make_loader(DIGITS, sampler, numbered=numbered, settings={"num_workers": workers})
-    batch = next(iter(loader))
-    batch = batch[1] if numbered else batch
+    sampler = R8BatchSampler(scheduler())
+    batch = next(iter(make_loader(DIGITS, sampler, settings={"num_workers": workers})))
     expected = default_collate([DIGITS[index] for index in r8_indices(sampler).tolist()])
 
     assert type(batch) is type(expected)
@@ -131,7 +126,7 @@ def test_rows_of_tensors_are_taken_at_once(numbered, workers):
 def test_own_collating_of_tensors_stays():
     """A collate_fn of the user's own gets the items one by one."""
     sampler = R8BatchSampler(scheduler())
-    loader = make_loader(DIGITS, sampler, numbered=False, settings={"collate_fn": lambda items: items})
+    loader = make_loader(DIGITS, sampler, settings={"collate_fn": lambda items: items})
 
     assert [type(item) for item in next(iter(loader))] == [tuple] * 16
 
@@ -223,48 +218,12 @@ def test_second_iterator_replaces_the_first():
         next(old)
 
 
-def test_workers_out_of_order():
-    """With in_order=False a numbered loader says which batch it is, and the table is right."""
+def test_a_loader_that_does_not_keep_the_order_is_refused():
+    """The batches of a loader whose workers hand them out as they come cannot be told apart."""
+    loader, _ = loader_of(scheduler(), num_workers=2, in_order=False)
 
-    r8 = scheduler(num_epochs=1)
-    loader, sampler = numbered_loader(r8, num_workers=2, in_order=False)
-    handed = []
-    for ticket, (_x, _y, indices) in loader:
-        handed.append(ticket)
-        sampler.report(true_losses(indices), ticket=ticket)
-
-    np.testing.assert_allclose(r8.table.loss, true_losses(range(200)), rtol=1e-6)
-    assert len(set(handed)) == STEPS
-    assert set(r8.table.usage_count.tolist()) == {1}
-
-
-def numbered_loader(r8, **settings):
-    from learnit_r8.torch.loader import make_loader
-
-    sampler = R8BatchSampler(r8, numbered=True)
-    return make_loader(Rows(), sampler, numbered=True, settings=settings), sampler
-
-
-def test_tickets_in_any_order():
-    """A loss reported with its ticket finds its batch, whichever comes first."""
-    r8 = scheduler(num_epochs=1)
-    loader, sampler = numbered_loader(r8, num_workers=2)
-    held = list(loader)
-    for ticket, (_x, _y, indices) in reversed(held):
-        sampler.report(true_losses(indices), ticket=ticket)
-
-    np.testing.assert_allclose(r8.table.loss, true_losses(range(200)), rtol=1e-6)
-
-
-def test_out_of_order_needs_tickets():
-    """Without a ticket the batches of a loader that does not keep the order cannot be told apart."""
-    r8 = scheduler()
-    loader, sampler = loader_of(r8, num_workers=2, in_order=False)
-    next(iterator := iter(loader))
-
-    with pytest.raises(RuntimeError, match="ticket must be given with the loss where a loader has in_order=False"):
-        sampler.report(1.0)
-    del iterator
+    with pytest.raises(ValueError, match="in_order must be True where R8Scheduler draws the batches"):
+        next(iter(loader))
 
 
 @pytest.mark.parametrize("name", SOME_LOADERS)
@@ -512,7 +471,6 @@ MISTAKES = [
     (lambda: R8BatchSampler(scheduler(), ahead=-1), ValueError, r"ahead must be a whole number >= 0, got -1\."),
     (lambda: R8BatchSampler(scheduler()).report(1.0), RuntimeError,
      "handed out and not reported yet, got none out"),
-    (lambda: handed_out().report(1.0, ticket=77), RuntimeError, r"got ticket 77; out are \[0\]"),
     (lambda: next(iter(DataLoader(DIGITS, sampler=R8BatchSampler(scheduler()), batch_size=4))), ValueError,
      "sampler must be left out and R8BatchSampler given as batch_sampler"),
 ]
