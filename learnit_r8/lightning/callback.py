@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
-from lightning.pytorch.utilities import CombinedLoader
 
 from ..bridge.host import expect_rivals
 from ..engine.settings import OwnBatches, head_of
@@ -78,12 +77,6 @@ def budget_of(trainer: Any, steps_per_epoch: int, *, may_be_open: bool = False) 
     )
 
 
-NOT_TOGETHER = (
-    "an R8Loader must give a batch to each step of fit(), got CombinedLoader(..., {!r}), where it does not; use "
-    "'max_size_cycle' or 'min_size', or keep your own loaders, with R8Callback() alone."
-)
-
-
 STEPPED = (
     "a batch was refused only after training_step had taken its steps, so it may have been learned from: with manual "
     "optimization a batch is left out if all of its losses went through manual_backward before the first step of an "
@@ -98,31 +91,6 @@ def _resumed_from(trainer: Any) -> Any:
     whose path stays behind.
     """
     return trainer.ckpt_path if trainer._checkpoint_connector._loaded_checkpoint else None
-
-
-def num_batches_of(trainer: Any, loader: Any) -> int:
-    """Batches of an epoch as Lightning counts them, before a limit: where ``fit`` got several loaders, of them all.
-
-    Args:
-        trainer: A `lightning.Trainer`, in ``fit``.
-        loader: The R8Loader among what it is trained on.
-
-    Raises:
-        ValueError: some steps of the Trainer would have no batch of the R8Loader.
-    """
-    given = trainer.fit_loop._data_source.instance
-    if isinstance(given, CombinedLoader):
-        mode, loaders = given._mode, given.flattened
-    else:
-        mode, loaders = "max_size_cycle", CombinedLoader(given).flattened
-    if loader not in loaders or len(loaders) == 1:
-        # A module or a data module makes them later; what they are is checked then.
-        return len(loader)
-    lengths = [len(each) if hasattr(each, "__len__") else math.inf for each in loaders]
-    found = min(lengths) if mode == "min_size" else max(lengths)
-    if mode == "sequential" or (mode == "max_size" and len(loader) < found):
-        raise ValueError(NOT_TOGETHER.format(mode))
-    return len(loader) if found == math.inf else int(found)
 
 
 RESUMED = "fit() was given ckpt_path, so resume={!r} of R8Loader is ignored."
@@ -192,7 +160,6 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self._knows_all = False
         self._step_hooks: list[Any] = []
         self._outputs: Any = None
-        self._num_batches = 0
         self._metrics: dict[str, Any] = {}
 
     @property
@@ -327,12 +294,10 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         self, loader: R8Loader, trainer: Any, pl_module: Any, saved: dict[str, Any], settings: dict[str, Any]
     ) -> None:
         loader.keep_batch_size(saved)
-        self._num_batches = num_batches_of(trainer, loader)
         if not has_budget(settings):
-            settings |= budget_of(
-                trainer, self._num_batches, may_be_open=head_of(settings.get("scheduler_mode")) in OPEN_MODES
-            )
-        is_chained = trainer.limit_train_batches != 1.0 or self._num_batches < len(loader)
+            is_open = head_of(settings.get("scheduler_mode")) in OPEN_MODES
+            settings |= budget_of(trainer, len(loader), may_be_open=is_open)
+        is_chained = trainer.limit_train_batches != 1.0
         self._attached = loader.attach(pl_module, trainer.optimizers[0], is_chained=is_chained, **settings)
         if saved:
             loader.go_on_from(saved)
@@ -398,29 +363,18 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         return outputs.detach().clone().requires_grad_()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Raise ValueError unless the training is on the loader, and as long as it was thought to be."""
+        """Raise ValueError unless the training is on the loader alone."""
         if self._loader is None:
             # Infinite if Lightning does not know it.
             if self.scheduler.feed is not None and 0 < trainer.num_training_batches < math.inf:
                 self.scheduler.feed.expect_epochs_of(int(trainer.num_training_batches))
             return
         given = trainer.fit_loop._combined_loader.flattened
-        others = [each for each in given if isinstance(each, R8Loader) and each is not self._loader]
-        if others:
+        if len(given) != 1 or given[0] is not self._loader:
             raise ValueError(
-                f"one R8Loader must be among the loaders of fit(), got {1 + len(others)}: their batches would belong "
-                "to one step; give the others as DataLoaders."
+                f"fit() must be given the R8Loader of R8Callback to train on, and no other loader, got {given!r}; to "
+                "keep several, write R8Callback() alone."
             )
-        limit = trainer.limit_train_batches
-        most = self._num_batches
-        expected = min(most, limit) if isinstance(limit, int) else int(most * limit)
-        if len(given) > 1 and trainer.num_training_batches != expected and not has_budget(self._loader.settings):
-            raise ValueError(
-                f"R8Loader must be given num_steps where a module makes several loaders, as Lightning counts "
-                f"{trainer.num_training_batches} batches in an epoch, got none, and {expected} batches of its own."
-            )
-        if not any(each is self._loader for each in given):
-            raise ValueError(f"fit() must be given the R8Loader of R8Callback to train on, got {given!r}.")
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Count the epoch, where the loaders are the user's own."""

@@ -603,22 +603,6 @@ def test_steps_can_be_estimated():
     assert module.num_estimated == r8.global_step == 39
 
 
-@pytest.mark.parametrize(("mode", "per_epoch"), [("max_size_cycle", 25), ("min_size", 13)])
-def test_beside_another_loader_an_epoch_is_as_lightning_counts_it(mode, per_epoch):
-    """The schedule of an R8Loader beside another loader ends where the Trainer ends."""
-
-    class Pair(Digits):
-        def training_step(self, batch, batch_idx):
-            return super().training_step(batch["a"], batch_idx)
-
-    loader = R8Loader(DATA, batch_size=32)
-    torch.manual_seed(0)
-    trainer = lightning.Trainer(callbacks=[R8Callback(loader)], max_epochs=2, enable_checkpointing=False, **QUIET)
-    trainer.fit(Pair(), CombinedLoader({"a": loader, "b": DataLoader(DATA, 16)}, mode))
-
-    assert trainer.global_step == loader.scheduler.global_step == loader.scheduler.total_steps == 2 * per_epoch
-
-
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -634,14 +618,13 @@ def test_refusals(call, text):
         call()
 
 
-@pytest.mark.parametrize("mode", ["sequential", "max_size"])
-def test_refuses_modes_in_which_a_step_has_no_batch(mode):
-    """An R8Loader that would give no batch to some steps is refused before training."""
+def test_an_r8_loader_stands_alone():
+    """Beside another loader an R8Loader is refused before training: its epochs would not be those of the Trainer."""
     loader = R8Loader(DATA, batch_size=32)
     trainer = lightning.Trainer(callbacks=[R8Callback(loader)], max_epochs=2, enable_checkpointing=False, **QUIET)
 
-    with pytest.raises(ValueError, match=f"got CombinedLoader.*{mode}"):
-        trainer.fit(Digits(), CombinedLoader({"a": loader, "b": DataLoader(DATA, 16)}, mode))
+    with pytest.raises(ValueError, match="and no other loader, got"):
+        trainer.fit(Digits(), {"a": loader, "b": DataLoader(DATA, 16)})
 
 
 def test_the_place_of_an_incident_is_found_by_running_the_step_again():
