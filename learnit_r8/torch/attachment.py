@@ -158,8 +158,7 @@ def attach(
     shared = _checked_sharing(given)
     check_dataset(dataset)
     ahead = whole_number("ahead", ahead, least=0)
-    redraw = getattr(dataset, "__getitem__", None)
-    return Adapter(_keep(given, settings, shared, size=len(dataset), ahead=ahead, redraw=redraw), dataset)
+    return Adapter(_keep(given, settings, shared, size=len(dataset), ahead=ahead), dataset)
 
 
 class _Given(NamedTuple):
@@ -186,7 +185,6 @@ def _keep(
     size: int | None,
     ahead: int = 0,
     keeps_random: bool = False,
-    redraw: Callable[[int], Any] | None = None,
 ) -> Training:
     """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
@@ -224,7 +222,7 @@ def _keep(
         hand.watch(model)
     examiner = Examiner(
         model, optimizer, scaler=scaler, run_batch=given.run_batch, hand=hand,
-        sharing=sharing, redraw=redraw, others=networks_of(parts),
+        sharing=sharing, others=networks_of(parts),
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(hold_random_state, lambda held: set_random_state(state_of(held)))
