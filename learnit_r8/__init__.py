@@ -86,7 +86,7 @@ _ELSEWHERE = {
 }
 _OF_FRAMEWORKS = {
     "attach": "torch", "R8BatchSampler": "torch", "R8Loader": "lightning", "R8Mixin": "transformers",
-    "R8Dataset": "keras", "train_loop": "flax", "R8Callback": "keras (or lightning, or transformers)",
+    "R8Dataset": "keras", "train_loop": "flax", "R8Callback": "keras (or lightning)",
 }  # fmt: skip
 
 __all__ = ["__version__", *sorted(_HOME)]

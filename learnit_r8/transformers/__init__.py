@@ -18,6 +18,6 @@ except ImportError as error:
 
 check_release("transformers", "4.57")
 
-from .trainer import R8Callback, R8Mixin  # noqa: E402
+from .trainer import R8Mixin  # noqa: E402
 
-__all__ = ["R8Callback", "R8Mixin"]
+__all__ = ["R8Mixin"]

@@ -125,14 +125,6 @@ def document_losses(own: SampleLosses, positions: Any, count: int) -> SampleLoss
     return SampleLosses(sums / tokens.clamp(min=1), None)
 
 
-def is_packed(inputs: Mapping[str, Any]) -> bool:
-    """Whether a row of a batch holds several documents: positions start over within it, or one row holds all."""
-    if any(name in inputs for name in ("cu_seq_lens_q", "seq_idx")):
-        return True
-    positions = inputs.get("position_ids")
-    return positions is not None and positions.ndim == 2 and bool((positions[:, 1:] == 0).any())
-
-
 def compare(own: SampleLosses | None, loss: torch.Tensor, host: Engine) -> None:
     """Say once if the losses of samples, whose weighted mean is trained on, are not all of the Trainer's loss."""
     if own is None:

@@ -23,7 +23,7 @@ from ..torch.attachment import attach
 from ..torch.loader import make_loader
 from ..torch.state import as_arrays
 from ..torch.trainer_step import LastForward, gradients_of, no_loss, note_counts, uncounted
-from .losses import SampleLosses, compare, document_losses, find_losses, is_packed
+from .losses import SampleLosses, compare, document_losses, find_losses
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -171,44 +171,25 @@ def save_along(rates: Any, adapter: Adapter) -> None:
     rates.__class__ = Along
 
 
-SKIPPED_TWICE = (
-    "resume_from_checkpoint in mid-epoch must be used with R8Mixin, or with ignore_data_skip=True and "
-    "gradient_accumulation_steps=1, as the loader goes on where it was by itself and Trainer would skip the batches "
-    "again, got ignore_data_skip={!r} and gradient_accumulation_steps={!r}."
-)
-
-
 class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Reports what `Adapter.loss` noted, after each batch; `R8Mixin` adds it automatically.
+    """What R8 does as a Trainer goes on; `R8Mixin` adds it.
 
     Args:
-        adapter: What `learnit_r8.torch.attach` returned, or the Trainer that makes it.
+        trainer: The Trainer. It reports losses before the step, unless there is a loss scaler.
     """
 
-    def __init__(self, adapter: Adapter | R8Mixin) -> None:
-        self._given = adapter
-
-    @property
-    def adapter(self) -> Adapter:
-        """The adapter."""
-        return self._given.r8 if isinstance(self._given, R8Mixin) else self._given
+    def __init__(self, trainer: R8Mixin) -> None:
+        self._trainer = trainer
 
     @property
     def _batches(self) -> TrainerBatches | None:
         """What R8 learns of batches that are the Trainer's own; None where the scheduler draws them."""
-        return self._given._r8_batches if isinstance(self._given, R8Mixin) else None
+        return self._trainer._r8_batches
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        """Raise ValueError if Trainer would skip batches that the scheduler has counted already."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin the run, where the batches are the Trainer's own."""
         if self._batches is not None:
             self._batches.begin_run()
-            return
-        r8 = self.adapter.scheduler
-        is_whole = isinstance(getattr(train_dataloader, "batch_sampler", None), WholeEpoch)
-        if is_whole or not r8.pace.place % r8.steps_per_epoch:
-            return
-        if not args.ignore_data_skip or args.gradient_accumulation_steps > 1:
-            raise ValueError(SKIPPED_TWICE.format(args.ignore_data_skip, args.gradient_accumulation_steps))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the epoch, where the batches are the Trainer's own."""
@@ -217,56 +198,43 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of a batch whose gradient is added to others."""
-        self._report()
+        self._trainer._r8_report()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of the batch, and end the training if the budget is spent."""
-        adapter = self.adapter
-        self._report()
+        self._trainer._r8_report()
+        adapter = self._trainer.r8
         if control.should_save or control.should_evaluate:
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
             adapter.scheduler.host.leave_epoch(is_validated=True)
-        is_ended_by_trainer = isinstance(self._given, R8Mixin) and self._given._r8_ends_itself
-        if adapter.scheduler.pace.is_stopped if is_ended_by_trainer else adapter.scheduler.is_over:
+        if adapter.scheduler.pace.is_stopped if self._trainer._r8_ends_itself else adapter.scheduler.is_over:
             control.should_training_stop = True
-
-    def _report(self) -> None:
-        """Report the losses that were noted; `R8Mixin` does so before the step, unless there is a loss scaler."""
-        if isinstance(self._given, R8Mixin):
-            self._given._r8_report()
-        else:
-            self._given.report()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses on their way before evaluation and checkpoints."""
-        self.adapter.flush()
+        self._trainer.r8.flush()
         if self._batches is not None:
             self._batches.end_pass()
         else:
-            self.adapter.scheduler.host.leave_epoch()
+            self._trainer.r8.scheduler.host.leave_epoch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Tell the scheduler's listeners the metrics of an evaluation."""
         found = {name: value for name, value in (logs or {}).items() if name.startswith("eval_")}
         numbers: dict[str, Any] = {name: value for name, value in found.items() if isinstance(value, (int, float))}
         if numbers:
-            self.adapter.scheduler.log(**numbers)
+            self._trainer.r8.scheduler.log(**numbers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Finish the run."""
         if self._batches is not None:
             self._batches.end_run()
-        self.adapter.close()
+        self._trainer.r8.close()
 
 
 DECIDED = ("batch_size", "accumulate", "max_grad_norm", "ahead")
 """Settings that come from the TrainingArguments."""
-
-PACKED = (
-    "rows of this data set hold several documents each, so the losses known are those of rows, not of documents; a row "
-    "is a sample."
-)
 
 OTHER_PROBLEMS = ("regression", "multi_label_classification")
 """What a model's config calls tasks without one class a sample."""
@@ -313,6 +281,11 @@ class R8Mixin:
             in ``optimizers`` where R8Scheduler sets the rate.
     """
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What the Trainer has."""
+
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
         before = cls.__mro__[: cls.__mro__.index(R8Mixin)]
@@ -344,17 +317,16 @@ class R8Mixin:
         self._r8_is_judged: bool | None = None
         self._r8_kept: list[tuple[torch.nn.Parameter, torch.Tensor | None]] = []
         super().__init__(*args, **kwargs)
-        trainer: Any = self
-        given = trainer.lr_scheduler
+        given = self.lr_scheduler
         if given is not None and not self._r8_keeps_rates:
             raise ValueError(
                 f"optimizers must hold no rate scheduler, as R8Scheduler sets the rate, got a {type(given).__name__}; "
                 "give optimizers=(optimizer, None), or r8={'scheduler_mode': 'keep'}."
             )
-        trainer.add_callback(R8Callback(self))
+        self.add_callback(R8Callback(self))
         # Around the method of the object, since a class made of this one may have a compute_loss of its own.
-        trainer.compute_loss = functools.partial(self._r8_compute_loss, trainer.compute_loss)
-        trainer.training_step = functools.partial(self._r8_training_step, trainer.training_step)
+        self.compute_loss = functools.partial(self._r8_compute_loss, self.compute_loss)
+        self.training_step = functools.partial(self._r8_training_step, self.training_step)
 
     @property
     def r8(self) -> Adapter:
@@ -363,20 +335,16 @@ class R8Mixin:
         Raises:
             RuntimeError: the training has not begun.
         """
-        return self._r8_current()
-
-    def _r8_current(self) -> Adapter:
         if self._r8_adapter is None:
-            if self._r8_draws and getattr(self, "is_in_train", False):
+            if self._r8_draws and self.is_in_train:
                 raise RuntimeError(OTHER_LOADER.format(type(self).__name__))
             raise RuntimeError("r8 was asked for before train() was called; the scheduler is built there.")
         return self._r8_adapter
 
     def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
         """Train, as the Trainer does; with ``resume_from_checkpoint`` go on from its checkpoint."""
-        trainer: Any = self
         if self._r8_draws:
-            check_sampling(trainer)
+            check_sampling(self)
         monitor = head_of(self._r8_settings.get("monitor"))
         if isinstance(monitor, str) and not monitor.startswith("eval_"):
             warn(NOT_EVALUATED.format(monitor))
@@ -392,9 +360,8 @@ class R8Mixin:
         """
         if not self._r8_draws:
             return super().get_train_dataloader()  # type: ignore[misc, no-any-return]
-        trainer: Any = self
-        args = trainer.args
-        size: int = trainer._train_batch_size * args.world_size
+        args = self.args
+        size: int = self._train_batch_size * args.world_size
         if self._r8_resumes and (saved := saved_batch_size(args, self._r8_resumes)) is not None:
             # That of the checkpoint, so that the batches stay the same.
             size = saved
@@ -402,7 +369,7 @@ class R8Mixin:
         if adapter is None or adapter.scheduler.table.batch_size != size:
             # The second time with auto_find_batch_size, after there was too little memory.
             adapter = self._r8_adapter = self._r8_attach(size)
-        dataset, collate = _columns_used(trainer)
+        dataset, collate = _columns_used(self)
         settings: dict[str, Any] = {
             "collate_fn": collate,
             "num_workers": args.dataloader_num_workers,
@@ -417,30 +384,29 @@ class R8Mixin:
         return make_loader(dataset, sampler, settings=settings, is_ahead=True)
 
     def _r8_attach(self, size: int) -> Adapter:
-        trainer: Any = self
-        args, settings = trainer.args, dict(self._r8_settings)
+        args, settings = self.args, dict(self._r8_settings)
         if args.dataloader_drop_last:
             settings.setdefault("last_batch", "drop")
         resume = settings.pop("resume", None) if self._r8_resumes else None
-        dataset, _ = _columns_used(trainer)
+        dataset, _ = _columns_used(self)
         # One that is None, ``num_epochs=None``, is an open budget, see docs/budgets.md.
         if not any(name in settings for name in BUDGETS) and hasattr(dataset, "__len__"):
             settings |= budget_of(args, len(dataset), size, drops=settings.get("last_batch") == "drop")
         settings.setdefault("seed", args.seed if args.data_seed is None else args.data_seed)
         accumulate = args.gradient_accumulation_steps
-        own = trainer.create_optimizer
+        own = self.create_optimizer
         own()
 
         def keep_optimizer() -> Any:
             # Trainer makes one as it begins; a method of the user's may make another, which R8Scheduler would not know.
-            trainer.create_optimizer = own
-            return trainer.optimizer
+            self.create_optimizer = own
+            return self.optimizer
 
-        trainer.create_optimizer = keep_optimizer
+        self.create_optimizer = keep_optimizer
         settings.setdefault("run_batch", lambda inputs: self._r8_loss_by(self._r8_model, inputs, self._r8_how[0]))
         adapter = attach(
-            trainer.model,
-            trainer.optimizer,
+            self.model,
+            self.optimizer,
             dataset,
             batch_size=size,
             accumulate=accumulate,
@@ -452,19 +418,18 @@ class R8Mixin:
         return adapter
 
     def _r8_say_what_differs(self, adapter: Adapter, resume: Any) -> None:
-        trainer: Any = self
-        args, r8 = trainer.args, adapter.scheduler
+        args, r8 = self.args, adapter.scheduler
         unused = "" if self._r8_keeps_rates else unused_rates(args)
         if unused:
             r8.host.say_once("unused rates", unused)
         if resume is not None:
             r8.host.say_once("resume", RESUMED.format(resume), is_warning=False)
-        size, given = r8.table.batch_size, trainer._train_batch_size * args.world_size
+        size, given = r8.table.batch_size, self._train_batch_size * args.world_size
         if size != given:
             r8.host.say_once(
                 "batch size",
                 f"the batches have {size} samples, as in the checkpoint: {size // args.world_size} for each of "
-                f"{args.world_size} processes, in place of {trainer._train_batch_size}.",
+                f"{args.world_size} processes, in place of {self._train_batch_size}.",
                 is_warning=False,
             )
 
@@ -474,9 +439,9 @@ class R8Mixin:
         if not self._r8_draws:
             self._r8_watch(num_training_steps)
         if own is not None:
-            save_along(own, self._r8_current())
+            save_along(own, self.r8)
             return own
-        self.lr_scheduler = self._r8_current().lr_scheduler
+        self.lr_scheduler = self.r8.lr_scheduler
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -487,15 +452,14 @@ class R8Mixin:
 
     def _r8_watch(self, num_training_steps: int) -> None:
         """Begin to watch a training on the Trainer's own batches."""
-        trainer: Any = self
-        args, settings = trainer.args, dict(self._r8_settings)
+        args, settings = self.args, dict(self._r8_settings)
         resume = settings.pop("resume", None) if self._r8_resumes else None
         self._r8_ends_itself = not has_budget(settings)
         if self._r8_ends_itself:
             settings |= _budget_of(args, num_training_steps, settings.get("batch_size") or OwnBatchesValue())
         settings.setdefault("run_batch", lambda inputs: self._r8_repeat((inputs, self._r8_how)))
         adapter = self._r8_adapter = attach(
-            trainer.model, trainer.optimizer, None, accumulate=args.gradient_accumulation_steps,
+            self.model, self.optimizer, None, accumulate=args.gradient_accumulation_steps,
             repeat=self._r8_repeat, **settings,
         )  # fmt: skip
         # Trainer sets the random generators as it resumes.
@@ -519,10 +483,9 @@ class R8Mixin:
         Returns:
             The losses; None for the Trainer's own mean, from which those of samples are estimated.
         """
-        trainer: Any = self
-        smoothing = trainer.args.label_smoothing_factor
+        smoothing = self.args.label_smoothing_factor
         if self._r8_shifts is None:
-            self._r8_shifts = _shifts(trainer, model)
+            self._r8_shifts = _shifts(self, model)
         found = find_losses(outputs, inputs.get("labels"), shifted=self._r8_shifts, smoothing=smoothing)
         if found is None or (found.losses.ndim == 1 and self._r8_config_says(model, "problem_type") in OTHER_PROBLEMS):
             return None
@@ -535,8 +498,7 @@ class R8Mixin:
         return found if is_of_classes else found._replace(logits=None, targets=None)
 
     def _r8_config_says(self, model: Any, name: str, default: Any = None) -> Any:
-        trainer: Any = self
-        return getattr(getattr(trainer.accelerator.unwrap_model(model), "config", None), name, default)
+        return getattr(getattr(self.accelerator.unwrap_model(model), "config", None), name, default)
 
     def _r8_training_step(self, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What the Trainer's ``training_step`` returns; of a batch that is refused it leaves no gradient.
@@ -562,11 +524,10 @@ class R8Mixin:
         is_in_step = self._r8_is_judged is not None
         if is_in_step:
             self._r8_is_judged = True
-        trainer: Any = self
-        given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
+        given, adapter, batches = dict(inputs), self.r8, self._r8_batches
         # An epoch may end with fewer batches in a step.
         self._r8_own, self._r8_model = own, model
-        self._r8_how = more, trainer.current_gradient_accumulation_steps
+        self._r8_how = more, self.current_gradient_accumulation_steps
         if batches is not None:
             batches.begin(inputs)
         # The Trainer may take the labels out of it.
@@ -601,14 +562,13 @@ class R8Mixin:
 
     def _r8_of_batch(self, loss: torch.Tensor, how: tuple[Mapping[str, Any], int]) -> torch.Tensor:
         """The mean loss of a batch, where the Trainer has divided by the items of all batches of a step."""
-        trainer: Any = self
         more, accumulated = how
-        is_part = more.get("num_items_in_batch") is not None and trainer.compute_loss_func is None
+        is_part = more.get("num_items_in_batch") is not None and self.compute_loss_func is None
         return loss * accumulated if is_part else loss
 
     def _r8_report(self) -> bool:
         """Report what was noted of the batch, if it was not yet; returns whether it is to be learned from."""
-        adapter, batches = self._r8_current(), self._r8_batches
+        adapter, batches = self.r8, self._r8_batches
         if batches is None:
             return not adapter.has_noted or bool(adapter.report())
         noted, self._r8_noted = self._r8_noted, None
@@ -616,8 +576,7 @@ class R8Mixin:
 
     def _r8_loss_by(self, model: Any, inputs: Any, more: Mapping[str, Any]) -> Any:
         """The loss of a batch, as the Trainer computes that in hand; what it counts does not count a second time."""
-        trainer: Any = self
-        with uncounted(trainer, skipped="_r8"), trainer.compute_loss_context_manager():
+        with uncounted(self, skipped="_r8"), self.compute_loss_context_manager():
             return self._r8_own(model, dict(inputs), **more)
 
     def _r8_repeat(self, held: Any) -> torch.Tensor:
@@ -630,7 +589,7 @@ class R8Mixin:
 
     def _r8_note(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor) -> Any:
         """Note the losses of a batch; returns the loss to train on."""
-        adapter = self._r8_current()
+        adapter = self.r8
         ticket = adapter.in_hand
         with torch.set_grad_enabled(ticket.weights is not None):
             own = self.sample_losses(model, inputs, outputs)
@@ -653,14 +612,12 @@ class R8Mixin:
 
     def _r8_of_samples(self, own: SampleLosses, inputs: Mapping[str, Any], count: int) -> SampleLosses | None:
         """The losses if they are those of the batch's samples, or of documents that are; else None."""
-        r8 = self._r8_current().scheduler
         if len(own.losses) == count:
-            if not r8.global_step and is_packed(inputs):
-                r8.host.say_once("packed", PACKED, is_warning=False)
             return own
         documents = document_losses(own, inputs.get("position_ids"), count)
         if documents is None:
-            r8.host.say_once("not of samples", NOT_OF_SAMPLES.format(len(own.losses), count), is_warning=False)
+            text = NOT_OF_SAMPLES.format(len(own.losses), count)
+            self.r8.scheduler.host.say_once("not of samples", text, is_warning=False)
         return documents
 
 

@@ -19,10 +19,8 @@ from transformers import DataCollatorWithFlattening, GPT2Config, GPT2LMHeadModel
 
 import learnit_r8.transformers
 from learnit_r8 import Backups
-from learnit_r8.engine.settings import grouped
-from learnit_r8.torch import attach
-from learnit_r8.transformers import R8Callback, R8Mixin
-from learnit_r8.transformers.losses import document_losses, is_packed, losses_of
+from learnit_r8.transformers import R8Mixin
+from learnit_r8.transformers.losses import document_losses, losses_of
 from tests.drive import Weighing
 from tests.transformers.common import IMAGES, LABELS, STEPS, Digits, Model, R8Trainer, arguments, digest, train
 
@@ -332,13 +330,6 @@ def test_losses_of_tokens():
         losses_of(logits, labels[:, 1:], shifted=True, smoothing=0.0)
 
 
-def test_packed_rows():
-    """A row in which positions begin anew holds several documents."""
-    assert is_packed({"position_ids": torch.tensor([[0, 1, 2, 0, 1]])})
-    assert not is_packed({"position_ids": torch.tensor([[0, 1, 2, 3, 4]])})
-    assert not is_packed({})
-
-
 def test_losses_of_documents():
     """Documents laid one behind the other have the losses they would have alone, found by their positions."""
     logits, labels = torch.randn(1, 7, 5), torch.tensor([[-100, 2, 3, -100, 1, -100, 4]])
@@ -394,54 +385,9 @@ def test_a_checkpoint_is_torchs_own(tmp_path):
     assert json.loads((tmp_path / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["global_step"] == STEPS
 
 
-def by_callback(folder, *, resume=None, budget=None, **more):
-    """A script with a loss function of its own, a loader of its own, and the callback alone."""
-    torch.manual_seed(0)
-    model = Model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-    adapter = attach(model, optimizer, Digits(), batch_size=32, **(grouped(budget or {"num_epochs": 3})))
-
-    class Mine(Trainer):
-        def get_train_dataloader(self):
-            return adapter.loader(collate_fn=self.data_collator)
-
-    def loss(outputs, labels, num_items_in_batch=None):
-        losses = torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="none")
-        return adapter.loss(losses) if torch.is_grad_enabled() else losses.mean()
-
-    # The model computes a loss of its own where it is given labels.
-    model.forward = lambda images, labels=None: {"logits": model.net(images)}
-    trainer = Mine(
-        model=model, args=arguments(folder, **more), train_dataset=Digits(), eval_dataset=Digits(),
-        compute_loss_func=loss, optimizers=(optimizer, adapter.lr_scheduler), callbacks=[R8Callback(adapter)],
-    )  # fmt: skip
-    trainer.r8 = adapter
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
-@pytest.mark.program
-def test_callback_alone(tmp_path):
-    """With the callback alone a script with a compute_loss_func evaluates, saves and resumes exactly."""
-    options = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 5, "ignore_data_skip": True}
-    whole = by_callback(tmp_path, **options)
-    resumed = by_callback(tmp_path, resume=f"{tmp_path}/checkpoint-20", **options)
-
-    assert (whole.r8.scheduler.global_step, whole.r8.scheduler.table.source) == (3 * STEPS, "exact")
-    assert digest(resumed) == digest(whole)
-
-
-def test_callback_alone_would_skip_twice(tmp_path):
-    """Where Trainer would skip batches that the scheduler has counted, the training does not begin."""
-    by_callback(tmp_path, save_strategy="steps", save_steps=5)
-
-    with pytest.raises(ValueError, match="resume_from_checkpoint in mid-epoch must be used with R8Mixin"):
-        by_callback(tmp_path, resume=f"{tmp_path}/checkpoint-20")
-
-
-def test_callback_alone_ends_with_the_budget(tmp_path):
+def test_the_training_ends_with_a_budget_of_r8(tmp_path):
     """When the budget is spent the training ends, whatever number of epochs the Trainer was told."""
-    assert by_callback(tmp_path, budget={"num_steps": 20}).state.global_step == 20
+    assert train(tmp_path, r8={"num_steps": 20}).state.global_step == 20
 
 
 def test_resume_beside_a_checkpoint(tmp_path):

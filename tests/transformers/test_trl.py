@@ -70,7 +70,7 @@ def test_sft(tmp_path, more):
 
 
 def test_sft_of_packed_rows(tmp_path):
-    """With packing a packed row is a sample, which is said."""
+    """With packing a packed row is a sample."""
     trainer = sft(tmp_path, packing=True, packing_strategy="wrapped", max_length=16)
     trainer.train()
     r8 = trainer.r8.scheduler
