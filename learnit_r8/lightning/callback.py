@@ -243,7 +243,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             adapter.load_scheduler(as_arrays(saved["scheduler"]))
         elif adapter.scheduler.global_step:
             adapter.scheduler.host.say_once("not resumed", NOT_RESUMED.format(adapter.scheduler.global_step))
-        self._batches = adapter.follow()
+        self._batches = adapter.scheduler.follow()
         self._batches.begin_run()
         fetcher = trainer.fit_loop._data_fetcher
         if (

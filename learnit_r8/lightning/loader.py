@@ -119,7 +119,7 @@ class R8Loader:
         self.adapter = attach(module, optimizer, self.dataset, batch_size=size, **settings)
         if self.scheduler.policy.weighs:
             raise ValueError(WEIGHTED)
-        self.adapter.scheduler.pace.is_counted = True
+        self.scheduler.pace.is_counted = True
         if size != given:
             self.scheduler.host.say_once("batch size", OTHER_SIZE.format(size, given), is_warning=False)
         self._batches = self.adapter.loader(**self._of_loader)
@@ -127,28 +127,16 @@ class R8Loader:
         return self.adapter
 
     def __iter__(self) -> Iterator[Any]:
-        # Lightning may begin an iteration as it counts the steps, before there is a scheduler.
-        return self._begin() if self._batches is not None else self._begin_late()
-
-    def _begin_late(self) -> Iterator[Any]:
-        yield from self._begin()
-
-    def _begin(self) -> Iterator[Any]:
+        # Lightning may begin an iteration as it counts the steps, before there is a scheduler; it asks for no batch then.
         if self._batches is None:
             raise RuntimeError(NO_CALLBACK)
         batches = iter(self._batches)
         if self._random is not None:
             set_random_state(self._random)
             self._random = None
-        return self._chained(batches) if self._is_chained else batches
-
-    def _chained(self, batches: Iterator[Any]) -> Iterator[Any]:
-        assert self._batches is not None
-        while True:
-            yield from batches
-            if self.scheduler.is_over:
-                return
-            batches = iter(self._batches)
+        yield from batches
+        while self._is_chained and not self.scheduler.is_over:
+            yield from self._batches
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -163,9 +151,8 @@ class R8Loader:
         """Do nothing; Lightning takes a loader with this method for one that can go on in mid-epoch."""
 
     def whole_state(self) -> dict[str, Any]:
-        """The scheduler's state, and those of the random generators of all processes; to be called on all of them."""
-        if self.adapter is None:
-            raise RuntimeError(NO_CALLBACK)
+        """The scheduler's state, and those of the random generators of all processes, which all call it; once attached."""
+        assert self.adapter is not None
         # The losses on their way first: one of them may put the generators back.
         state = self.adapter.lr_scheduler.state_dict()
         random = as_tensors(random_state())
@@ -180,8 +167,7 @@ class R8Loader:
         Raises:
             ValueError: it is of another data set or batch size. Nothing was changed.
         """
-        if self.adapter is None:
-            raise RuntimeError(NO_CALLBACK)
+        assert self.adapter is not None
         self.adapter.load_scheduler(as_arrays(state["scheduler"]))
         saved, rank = state["random"], self.adapter.state.rank
         self._random = saved[rank] if rank < len(saved) else random_state_of(saved[0], rank)

@@ -28,7 +28,7 @@ from .stepper import StepHooks
 from .trainer_step import LastForward
 
 if TYPE_CHECKING:
-    from ..engine.feed.feed import Batches, TrainerBatches
+    from ..engine.feed.feed import Batches
     from ..engine.settings import Unpack
     from ..table.table import SampleTable
     from .loader import LoaderSettings
@@ -246,22 +246,6 @@ class Adapter:
                 "for batch in adapter.batches()."
             )
         return self.scheduler.steps()
-
-    def follow(
-        self,
-        *,
-        size: int | Callable[[Any], int] | None = None,
-        tokens: int | Callable[[Any], int] | None = None,
-        sets_generators: bool = True,
-    ) -> TrainerBatches:
-        """Follow a trainer that takes its own batches by itself; `report` then takes their losses.
-
-        Args:
-            size: Samples in a batch, or a function of it.
-            tokens: Tokens in a batch, or a function of it.
-            sets_generators: Whether a resumed run sets the random generators, as the trainer does not.
-        """
-        return self.scheduler.follow(size=size, tokens=tokens, sets_generators=sets_generators)
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:

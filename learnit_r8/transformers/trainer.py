@@ -463,7 +463,7 @@ class R8Mixin:
             repeat=self._r8_repeat, **settings,
         )  # fmt: skip
         # Trainer sets the random generators as it resumes.
-        self._r8_batches = adapter.follow(sets_generators=False)
+        self._r8_batches = adapter.scheduler.follow(sets_generators=False)
         if resume is not None:
             adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
         if args.save_strategy != "no":

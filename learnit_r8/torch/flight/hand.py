@@ -73,11 +73,10 @@ class Hand:
         self.keeps_generators = keeps_generators
         self.start: Any = None
         self._holds_starts = False
-        # The places of buffers, the tensors there as the batch came, copies of those, and their shapes.
+        # The places of buffers, the tensors there as the batch came, and copies of those.
         self._places: list[tuple[dict[str, Any], str]] = []
         self._buffers: list[torch.Tensor] = []
         self._copies: list[torch.Tensor] = []
-        self._shapes: list[torch.Size] = []
         # Parts of the training that the script carries on, such as a hidden state, and copies of them.
         self._carried: list[tuple[Any, Any]] = []
         # Whether a batch has come since the last report, and that which was reported last if so.
@@ -152,16 +151,15 @@ class Hand:
 
     def _copy_buffers(self) -> None:
         now = [buffers.get(name) for buffers, name in self._places]
-        with torch.no_grad():
-            is_same = len(now) == len(self._buffers) and all(map(operator.is_, now, self._buffers))
-            if is_same and [each.shape for each in self._buffers] == self._shapes:
+        is_same = len(now) == len(self._buffers) and all(map(operator.is_, now, self._buffers))
+        if is_same and all(each.shape == copy.shape for each, copy in zip(self._buffers, self._copies, strict=True)):
+            with torch.no_grad():
                 torch._foreach_copy_(self._copies, self._buffers)
-            else:
-                # A network may put another tensor in the place of one, give it another shape, or take it away.
-                self._places = [place for place, each in zip(self._places, now, strict=True) if _is_plain(each)]
-                self._buffers = [each for each in now if each is not None and _is_plain(each)]
-                self._copies = [each.detach().clone() for each in self._buffers]
-                self._shapes = [each.shape for each in self._buffers]
+        else:
+            # A network may put another tensor in the place of one, give it another shape, or take it away.
+            self._places = [place for place, each in zip(self._places, now, strict=True) if _is_plain(each)]
+            self._buffers = [each for each in now if each is not None and _is_plain(each)]
+            self._copies = [each.detach().clone() for each in self._buffers]
 
     def put_buffers_back(self) -> None:
         """Put back the buffers as the batch in hand came."""
