@@ -206,22 +206,20 @@ def settings_made(rank):
     return Together().settings({"use_curses": True, **shown, "seed": 3})
 
 
-def given_schedulers(rank, folder):
-    """Whether backups of a scheduler that is given to `attach` outlive the process; or why it is refused."""
+def backups_without_rank(rank, folder):
+    """Whether backups outlive a process that was started without RANK; or why that is refused."""
     os.environ.pop("RANK", None)
     data, found = torch.utils.data.TensorDataset(torch.randn(64, 4)), []
-    for number, backups in enumerate((None, False, folder)):
+    for number, backup_dir in enumerate((None, False, folder)):
         model = torch.nn.Linear(4, 1)
-        r8 = R8Scheduler(
-            64, batch_size=8, num_epochs=1, checkpoint_dir=f"{folder}/{number}", save_callback=print,
-            load_callback=print, state_callback=dict, backup_every=Backups(5, backup_dir=backups),
-        )  # fmt: skip
-        was_on = r8.host.persistence.generations is not None
         try:
-            attach(model, torch.optim.SGD(model.parameters(), lr=0.1), data, scheduler=r8)
-            found.append((was_on, r8.host.persistence.generations is not None))
+            adapter = attach(
+                model, torch.optim.SGD(model.parameters(), lr=0.1), data, batch_size=8, num_epochs=1,
+                checkpoint_dir=f"{folder}/{number}", backup_every=Backups(5, backup_dir=backup_dir),
+            )  # fmt: skip
+            found.append(adapter.scheduler.host.persistence.generations is not None)
         except ValueError as error:
-            found.append((was_on, str(error)))
+            found.append(str(error))
     return found
 
 

@@ -90,10 +90,6 @@ def adapted(dataset=None, *, model=None, optimizer=None, **settings):
     settings = {"batch_size": 16, "num_epochs": 2, "policy": "shuffle", **settings}
     if "num_steps" in settings or "train_duration_seconds" in settings:
         del settings["num_epochs"]
-    if "scheduler" in settings:
-        settings = {
-            name: value for name, value in settings.items() if name not in ("batch_size", "num_epochs", "policy")
-        }
     adapter = attach(model, optimizer, DIGITS if dataset is None else dataset, **grouped(settings))
     adapter.model = model
     return adapter

@@ -127,7 +127,7 @@ class R8Loader:
         return self.adapter
 
     def __iter__(self) -> Iterator[Any]:
-        # Lightning may begin an iteration as it counts the steps, before there is a scheduler; it asks for no batch then.
+        # Begins with the first batch, as Lightning asks for an iteration when it counts the steps, before there is any.
         if self._batches is None:
             raise RuntimeError(NO_CALLBACK)
         batches = iter(self._batches)
@@ -151,7 +151,7 @@ class R8Loader:
         """Do nothing; Lightning takes a loader with this method for one that can go on in mid-epoch."""
 
     def whole_state(self) -> dict[str, Any]:
-        """The scheduler's state, and those of the random generators of all processes, which all call it; once attached."""
+        """The scheduler's state, and those of the random generators of all processes; to be called on all of them."""
         assert self.adapter is not None
         # The losses on their way first: one of them may put the generators back.
         state = self.adapter.lr_scheduler.state_dict()

@@ -355,7 +355,7 @@ class Persistence:
     def adopt(
         self, callbacks: Callbacks, *, backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None, copy_into: Callable[[Any, Any], Any] | None = None,
-        witness_size: int = 1, is_other: bool = False, stays: str = "",
+        witness_size: int = 1, is_other: bool = False,
     ) -> Callbacks:  # fmt: skip
         """Let an adapter's callbacks keep the model, beside the user's own; they replace those of an earlier adapter.
 
@@ -366,19 +366,13 @@ class Persistence:
             copy_into: Copies model states into a buffer, see `RamBackup`; only used with ``clone``.
             witness_size: Batches whose gradients make one update.
             is_other: Whether the model or its optimizer is another one than before, so that its backups are dropped.
-            stays: Why no backup may outlive the process; "" if it may.
 
         Returns:
             The callbacks that are called from now on.
 
         Raises:
-            ValueError: backups were asked to outlive the process, and may not; an interval cannot be read; or one
-                callback of the user's is missing, see `join_callbacks`.
+            ValueError: an interval cannot be read, or one callback of the user's is missing, see `join_callbacks`.
         """
-        if stays and self.generations is not None:
-            if not self.generations.is_default:
-                raise ValueError(f"backup_dir must be None or False if {stays}, got a folder.")
-            self.generations = None
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
         self.backup_timer.not_healed = callbacks.not_healed

@@ -13,7 +13,6 @@ import torch
 
 from .._validation import shortened, whole_number
 from ..bridge.group_rates import GroupRates, own_rate_of, plain_optimizer, rates_of
-from ..bridge.host import check_scheduler
 from ..engine.feed.batch_size import copied
 from ..engine.settings import Backups, OwnBatches, head_of, suggest_settings, whole
 from ..sources.random_generators import hold_random_state, random_state, set_random_state, state_of
@@ -56,7 +55,6 @@ def attach(
     ema: Any = None,
     accumulate: int = 1,
     max_grad_norm: float | None = None,
-    scheduler: R8Scheduler | None = None,
     also: Mapping[str, Any] | None = None,
     ahead: int = 0,
     sharing: Sharing | None = None,
@@ -84,8 +82,6 @@ def attach(
         accumulate: Batches whose gradients are added up for one step of the optimizer, >= 1. What is left over at the
             end of an epoch makes a step of its own, with the gradients divided by this number all the same.
         max_grad_norm: Largest norm of the gradient, > 0; larger ones are clipped. None does not clip.
-        scheduler: A scheduler that you have made, of N samples, or without ``num_samples`` for your own batches; give
-            the settings to it.
         also: What else belongs to the training, by name: anything with ``state_dict()`` and ``load_state_dict()``, or
             a pair of functions that read and load a state. Networks, optimizers and loss scalers are restored with the
             model after damage; others (schedules, positions, the best value) only when a run is resumed. ``(part,
@@ -134,27 +130,23 @@ def attach(
     >>> adapter.scheduler.global_step
     4
     """
-    given = _Given(
-        model, optimizer, scaler, ema, accumulate, max_grad_norm, scheduler, also, sharing, run_batch, repeat
-    )  # fmt: skip
-    feeds = getattr(scheduler, "feed", None) is not None
-    if feeds if scheduler is not None else is_own_loader(dataset, settings):
+    given = _Given(model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing, run_batch, repeat)
+    if is_own_loader(dataset, settings):
         if ahead:
             raise ValueError("ahead is for batches that the scheduler draws; give batch_size, too.")
         shared = _checked_sharing(given)
         own: SchedulerSettings = {**settings}
-        if scheduler is None:
-            own.setdefault("scheduler_mode", "keep")
-            length = length_of(dataset)
-            if shared.gather is not None:
-                # The shortest ends the epoch of all.
-                lengths = shared.gather(length)
-                length = None if None in lengths else min(lengths)
-            followed = own.get("batch_size")
-            followed = followed if isinstance(followed, OwnBatches) else OwnBatches()
-            if own.get("num_epochs") is not None and length and followed.steps_per_epoch is None:
-                own["batch_size"] = replace(followed, steps_per_epoch=length)
-        return Adapter(_keep(given, own, shared, size=None, keeps_random=True), dataset)
+        own.setdefault("scheduler_mode", "keep")
+        length = length_of(dataset)
+        if shared.gather is not None:
+            # The shortest ends the epoch of all.
+            lengths = shared.gather(length)
+            length = None if None in lengths else min(lengths)
+        followed = own.get("batch_size")
+        followed = followed if isinstance(followed, OwnBatches) else OwnBatches()
+        if own.get("num_epochs") is not None and length and followed.steps_per_epoch is None:
+            own["batch_size"] = replace(followed, steps_per_epoch=length)
+        return Adapter(_keep(given, own, shared, size=None), dataset)
     shared = _checked_sharing(given)
     check_dataset(dataset)
     ahead = whole_number("ahead", ahead, least=0)
@@ -170,7 +162,6 @@ class _Given(NamedTuple):
     ema: Any
     accumulate: int
     max_grad_norm: float | None
-    scheduler: R8Scheduler | None
     also: Mapping[str, Any] | None
     sharing: Sharing | None
     run_batch: Callable[[Any], Any] | None
@@ -178,40 +169,35 @@ class _Given(NamedTuple):
 
 
 def _keep(
-    given: _Given,
-    settings: SchedulerSettings,
-    sharing: Sharing,
-    *,
-    size: int | None,
-    ahead: int = 0,
-    keeps_random: bool = False,
+    given: _Given, settings: SchedulerSettings, sharing: Sharing, *, size: int | None, ahead: int = 0
 ) -> Training:
-    """Let a scheduler, a new one or that which is given, keep a model; ``size`` is None for batches of the user's."""
-    model, optimizer, scaler, scheduler = given.model, given.optimizer, given.scaler, given.scheduler
-    parts, settings = _parts_of(given, settings, size if sharing.size == 1 else None), {**settings}
+    """Let a new scheduler keep a model; ``size`` is None for batches of the user's."""
+    model, optimizer, scaler = given.model, given.optimizer, given.scaler
+    parts, settings = read_also(given.also), {**settings}
+    if size is not None and sharing.size == 1 and getattr(settings.get("policy"), "weighs", False):
+        parts[TARGETS] = AlsoPart(EnsembleTargets(size), is_healed=False)
     accumulate = whole_number("accumulate", given.accumulate, least=1)
     stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
-    keeps_rates = _keeps_rates(scheduler, settings)
-    asks_peak = scheduler is None and not keeps_rates and "initial_lr" not in settings
+    keeps_rates = head_of(settings.get("scheduler_mode")) == "keep"
+    asks_peak = not keeps_rates and "initial_lr" not in settings
     peak, peak_text = (peak_under_schedules(optimizer) if asks_peak else None) or (None, "")
     rates = None if keeps_rates else _checked_rates(optimizer, peak)
     state = ModelState(
         model, optimizer, scaler=scaler, ema=given.ema, rank=sharing.rank, gather=sharing.gather, also=parts,
-        keeps_options=keeps_rates, keeps_random=keeps_random,
+        keeps_options=keeps_rates, keeps_random=size is None,
     )  # fmt: skip
     # Says at once what it cannot hold.
     state.read()
-    kept = _callbacks_of(state, sharing)
-    if scheduler is None:
-        users = settings.pop("save_callback", None), settings.pop("load_callback", None)
-        kept = join_callbacks(kept, Callbacks.of_user(*users, settings.pop("state_callback", None)))
+    users = settings.pop("save_callback", None), settings.pop("load_callback", None)
+    users_own = Callbacks.of_user(*users, settings.pop("state_callback", None))
+    kept = join_callbacks(_callbacks_of(state, sharing), users_own)
     # A later process could not tell whose backups in shared memory would be.
     is_alone = sharing.size == 1 or os.environ.get("RANK") == str(sharing.rank)
     stays = "" if is_alone and not state.is_sharded else NO_MEMORY.format(sharing.rank)
-    own = sharing.settings(_memory_settings(settings, stays) if scheduler is None else settings)
+    own = sharing.settings(_memory_settings(settings, stays))
     # Ranks must not continue from different states, so they choose one together.
-    resume = own.pop("resume", None) if scheduler is None and isinstance(sharing, Together) else None
-    r8 = _new_scheduler(size, kept, own, optimizer) if scheduler is None else _checked(scheduler, size, own)
+    resume = own.pop("resume", None) if isinstance(sharing, Together) else None
+    r8 = _new_scheduler(size, kept, own, optimizer, keeps_rates=keeps_rates)
     if peak_text:
         r8.host.say_once("peak", peak_text)
     sharing.check(r8, model, resume, accumulate=accumulate)
@@ -231,7 +217,7 @@ def _keep(
         repeat=_repeat_of(given, sharing, is_sharded=state.is_sharded), advice=stepper.advice,
         undo=hand.undo if may_undo else None,
     )  # fmt: skip
-    kept = r8.host.adopt(kept, witness_size=accumulate, stays=stays, **copies_of(model))
+    kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
     second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
@@ -247,15 +233,6 @@ def _new_hand(
         hand.watch_buffers([plain_model(each) for each in (model, *networks_of(parts).values())], is_whole=is_whole)
         hand.watch_carried(carried_of(parts))
     return hand
-
-
-def _parts_of(given: _Given, settings: SchedulerSettings, size: int | None) -> dict[str, AlsoPart]:
-    """What else belongs to the training: also what the network says of ``size`` samples, if the policy weighs them."""
-    parts = read_also(given.also)
-    policy = settings.get("policy") if given.scheduler is None else getattr(given.scheduler, "policy", None)
-    if size is not None and getattr(policy, "weighs", False):
-        parts[TARGETS] = AlsoPart(EnsembleTargets(size), is_healed=False)
-    return parts
 
 
 def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
@@ -354,14 +331,9 @@ def _checked_rates(optimizer: Any, own: float | None) -> GroupRates:
     return rates
 
 
-def _keeps_rates(scheduler: R8Scheduler | None, settings: Mapping[str, Any]) -> bool:
-    """Whether the rate is the user's own."""
-    if scheduler is not None:
-        return hasattr(scheduler, "host") and scheduler.host.rates.are_own
-    return bool(head_of(settings.get("scheduler_mode")) == "keep")
-
-
-def _new_scheduler(size: int | None, kept: Callbacks, settings: SchedulerSettings, optimizer: Any) -> R8Scheduler:
+def _new_scheduler(
+    size: int | None, kept: Callbacks, settings: SchedulerSettings, optimizer: Any, *, keeps_rates: bool
+) -> R8Scheduler:
     from ..scheduler import R8Scheduler
 
     ours: SchedulerSettings = {"state_callback": kept.state, "load_callback": kept.load}
@@ -370,7 +342,7 @@ def _new_scheduler(size: int | None, kept: Callbacks, settings: SchedulerSetting
     should_rise = "guard" not in settings and any(group.get("maximize") for group in optimizer.param_groups)
     if should_rise:
         ours["guard"] = "finite"
-    highest, keeps_rates = own_rate_of(optimizer), _keeps_rates(None, settings)
+    highest = own_rate_of(optimizer)
     if not (keeps_rates or "initial_lr" in settings or highest > 0):
         raise ValueError(
             f"optimizer must have a learning rate > 0, got {highest!r}, as a finished schedule leaves it; make a new "
@@ -383,21 +355,3 @@ def _new_scheduler(size: int | None, kept: Callbacks, settings: SchedulerSetting
     if should_rise:
         r8.host.say_once("maximize", MAXIMIZES)
     return r8
-
-
-def _checked(scheduler: R8Scheduler, size: int | None, settings: SchedulerSettings) -> R8Scheduler:
-    check_scheduler("scheduler", scheduler)
-    if settings:
-        raise ValueError(
-            f"{min(settings)} must be given to the scheduler itself, got it in attach() together with scheduler=."
-        )
-    if size is None:
-        if scheduler.feed is None:
-            raise ValueError(
-                f"scheduler must be one without num_samples for your own loader, got one of "
-                f"{scheduler.table.num_samples} samples."
-            )
-        return scheduler
-    if scheduler.table.num_samples != size:
-        raise ValueError(f"dataset must have the scheduler's {scheduler.table.num_samples} samples, got {size}.")
-    return scheduler

@@ -24,7 +24,6 @@ from tests.torch_common import (
     adapted,
     as_is,
     classifier,
-    scheduler,
     sgd,
     together,
     train,
@@ -85,12 +84,6 @@ MISTAKES = [
         ({"batch_size": 0}, ValueError, "batch_size must be"),
         # A rate of 0 is no peak for a schedule; nobody guesses what one was that something else has set to 0.
         ({"optimizer": sgd(HELD, lr=0.0), "model": HELD}, ValueError, r"a learning rate > 0, got \[0\.0\]\."),
-        ({"scheduler": 3, "batch_size": None, "num_epochs": None}, TypeError,
-         r"scheduler must be an R8Scheduler, got 3\."),
-        ({"scheduler": scheduler(), "seed": 3, "batch_size": None, "num_epochs": None}, ValueError,
-         "seed must be given to the scheduler itself"),
-        ({"scheduler": scheduler(99), "batch_size": None, "num_epochs": None}, ValueError,
-         r"dataset must have the scheduler's 99 samples, got 200\."),
         *[({wrong: 1}, TypeError, rf"attach\(\) got an unexpected .* '{wrong}'\. Did you mean '{right}'\?")
           for wrong, right in (("lr", "initial_lr"), ("nmu_epochs", "num_epochs"), ("accumulation", "accumulate"))])],
     (lambda: finished(), ValueError, r"learning rate > 0, got 0\.0, as a finished schedule leaves it"),
@@ -198,24 +191,6 @@ def test_optimizer_that_wants_a_closure_is_told_what_to_do():
     with pytest.raises(TypeError, match=r"without a closure, got LBFGS; call report\(losses\)"):
         adapter.step(loss)
     assert all(each.grad is None for each in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("means", "part_size", "error", "message"),
-    [
-        (torch.ones(3), 4, ValueError, r"losses must have shape \(4,\), one mean for each part of 4 of the 16 samples"),
-        ([1.0] * 4, 4, TypeError, "losses must be a tensor of floats with a mean for each part"),
-        (torch.ones(4), 0, ValueError, r"part_size must be a whole number >= 1, got 0\."),
-    ],
-)
-def test_parts_that_do_not_fit(means, part_size, error, message):
-    """Means of parts must be one for each."""
-    adapter = adapted()
-    next(iter(adapter.loader()))
-
-    with pytest.raises(error, match=message):
-        adapter.report(means, part_size=part_size)
-    assert len(adapter.sampler.batches.waiting) == 1
 
 
 class Broken(Rows):

@@ -129,12 +129,11 @@ def test_only_rank_0_shows_itself(pair):
     assert other == {"run_dir": RunDir(record="batch"), "seed": 3}
 
 
-def test_a_scheduler_that_is_given_keeps_its_backups_in_the_process_without_rank(pair, tmp_path):
+def test_backups_stay_in_a_process_without_rank(pair, tmp_path):
     """No later process could tell whose they are: off unless they were asked for, which is refused."""
-    for said in pair.run(jobs.given_schedulers, str(tmp_path)):
-        assert said[:2] == [(True, False), (False, False)]
-        assert said[2][0]
-        assert said[2][1].startswith("backup_dir must be None or False if the model is sharded, or RANK in the")
+    for said in pair.run(jobs.backups_without_rank, str(tmp_path)):
+        assert said[:2] == [False, False]
+        assert said[2].startswith("backup_dir must be None or False if the model is sharded, or RANK in the")
 
 
 def test_adapters_that_differ_are_refused(pair):

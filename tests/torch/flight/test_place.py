@@ -217,7 +217,7 @@ def test_a_loss_scale_that_is_too_high_is_named(scale, kind):
     hand.reported = Held(type("Ticket", (), {"indices": list(range(8))})(), batch, None, hold_random_state())
     examiner = Examiner(
         model, torch.optim.Adam(model.parameters()), scaler=torch.amp.GradScaler("cpu", init_scale=scale),
-        run_batch=lambda batch: 100 * loss_of(model)(batch), hand=hand, sharing=ALONE,
+        run_batch=lambda batch: 100 * loss_of(model)(batch), hand=hand, sharing=ALONE, others={},
     )  # fmt: skip
     found = examiner.examine(Refusal(3, math.nan, math.nan, False, True, [], 1e-3))
 
@@ -318,7 +318,7 @@ def test_what_is_touched_is_put_back_to_the_bit():
     ticket = type("Ticket", (), {"indices": list(range(8))})()
     batch = tuple(each[:8] for each in dataset.tensors)
     hand.reported = hand.good = Held(ticket, batch, None, None)
-    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, sharing=ALONE)
+    examiner = Examiner(model, optimizer, scaler=None, run_batch=loss_of(model), hand=hand, sharing=ALONE, others={})
     gradients = [each.grad for each in model.parameters()]
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict(), [each.clone() for each in gradients]))
     waiting = model(batch[0]).sum()

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from wild_scripts import SCRIPTS, InPlace, OneCycle, OwnGenerator, clouds, seed_all
 
-from learnit_r8 import R8Scheduler, Verdict
+from learnit_r8 import Verdict
 from learnit_r8.engine.settings import grouped
 from learnit_r8.state.tree import clone
 from learnit_r8.torch import attach
@@ -222,13 +222,9 @@ def test_what_belongs_to_the_run_goes_back_or_stays_by_its_kind(is_resume):
     assert torch.equal(torch.get_rng_state(), generators) is not is_resume
 
 
-@pytest.mark.parametrize("is_made", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"batch_size": 8}])
-def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, is_made, tmp_path):
-    """Both are put back after damage, twice in the run, and on resume, which the load callback can tell apart.
-
-    So it is with a scheduler that the user has made.
-    """
+def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, tmp_path):
+    """Both are put back after damage, twice in the run, and on resume, which the load callback can tell apart."""
     x, y = clouds()
 
     def run(nan_at=(), kill_at=None):
@@ -243,13 +239,6 @@ def test_callbacks_of_ones_own_add_to_the_backup_of_the_model(settings, is_made,
             "num_epochs": 4, "handle_signals": False, "state_callback": lambda: dict(own), "load_callback": load,
             "backup_every": 5, "checkpoint_dir": tmp_path, "checkpoint_every": 5, "resume": "auto", "backup_dir": False,
         } | settings  # fmt: skip
-        if is_made:
-            more = {"scheduler_mode": "keep", "steps_per_epoch": len(x) // 8}
-            given = {
-                "scheduler": R8Scheduler(len(x), **grouped(given))
-                if settings
-                else R8Scheduler(**grouped(dict(**given, **more)))
-            }
         adapter = attach(
             model, torch.optim.SGD(model.parameters(), lr=0.1), data if settings else DataLoader(data, batch_size=8),
             **grouped(given),
