@@ -20,7 +20,7 @@ from ..table.labels.predictions import Predictions
 from ..table.losses import EXACT
 from .loader import R8BatchSampler, find_batch, make_loader
 from .loss_pipeline import LossPipeline, Training
-from .losses import check_labels, cross_entropies, read_losses, read_parts, say_what_is_unknown, single_labels
+from .losses import check_labels, cross_entropies, read_losses, say_what_is_unknown, single_labels
 from .lr_scheduler import R8LRScheduler, ScheduleWatch
 from .predictions import packed, packed_with
 from .prepared import is_accelerated, is_skipping
@@ -409,21 +409,18 @@ class Adapter:
         *losses: torch.Tensor,
         ids: Any = None,
         ticket: Ticket | None = None,
-        part_size: int | None = None,
         predictions: Predictions | None = None,
     ) -> Outcome:
         """Report the losses of the batch in hand, in a loop with its own ``backward()`` and ``optimizer.step()``.
 
         Args:
-            *losses: float[B], or 0-dim, or with ``part_size`` the means of parts, as `R8Scheduler.report` takes them;
-                none for those that `loss` noted. Of your own batches, or of a step without one: float[...] of any
-                shape, whose mean counts; several, as of a generator and a discriminator, are added up; and if the
-                samples of the batch are known, a single loss with a value, or several, for each row holds the losses of
-                those samples. They are only read.
+            *losses: float[B], or 0-dim, their mean; none for those that `loss` noted. Of your own batches, or of a step
+                without one: float[...] of any shape, whose mean counts; several, as of a generator and a discriminator,
+                are added up; and if the samples of the batch are known, a single loss with a value, or several, for
+                each row holds the losses of those samples. They are only read.
             ids: The ids of the samples of your own batch, if `batches` does not know them; see `R8Scheduler.batches`.
             ticket: The batch; by default the oldest that the loader handed out. This and what follows is for batches
                 that the scheduler draws.
-            part_size: Samples in a part.
             predictions: With float[B], what `learnit_r8.torch.predictions.predictions_of` returned, to judge labels.
 
         Returns:
@@ -440,8 +437,7 @@ class Adapter:
         if not losses and self._losses.recorded is None:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
         if self._feed is not None:
-            if ticket is not None or part_size is not None or predictions is not None:
-                self._check_own(ticket=ticket, part_size=part_size, predictions=predictions)
+            self._check_own(ticket=ticket, predictions=predictions)
         elif ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
         elif len(losses) > 1:
@@ -464,16 +460,13 @@ class Adapter:
         found = self.in_hand if ticket is None else ticket
         refuse_weights(self.scheduler.policy, found)
         count = len(self._sharing.part(found.indices))
-        num_classes = 0
-        if part_size is None:
-            read = read_losses(losses[0], count)
-            values, size = read.values, 1 if read.is_exact else None
-        else:
-            values, size = read_parts(losses[0], count, part_size), part_size
+        read = read_losses(losses[0], count)
+        values, num_classes = read.values, 0
         if predictions is not None:
-            check_labels(losses[0], exact=size == 1)
+            check_labels(losses[0])
             values, num_classes = packed_with(values, predictions)
-        self._losses.record(found, values, count=count, part_size=size, num_classes=num_classes)
+        part_size = 1 if read.is_exact else None
+        self._losses.record(found, values, count=count, part_size=part_size, num_classes=num_classes)
         return self._losses.tell()
 
     def _check_own(self, **given: Any) -> None:
@@ -576,19 +569,12 @@ class Adapter:
         """
         if self._feed is not None:
             return self.report(torch.tensor(float("nan")))
-        found = self.in_hand
-        losses, kind = self.unknown_losses(found), self.scheduler.table.storage.part_size
-        return self.report(losses, ticket=found, part_size=kind if losses.ndim and kind != EXACT else None)
+        return self.report(self.unknown_losses())
 
-    def unknown_losses(self, ticket: Ticket) -> torch.Tensor:
-        """Return NaN in place of a batch's losses, in the form of earlier reports: of samples, of parts, or the mean.
-
-        Args:
-            ticket: The batch.
-        """
-        kind = self.scheduler.table.storage.part_size
-        shape = (-(-len(self._sharing.part(ticket.indices)) // kind),) if kind and self._feed is None else ()
-        return torch.full(shape, float("nan"))
+    def unknown_losses(self) -> torch.Tensor:
+        """Return NaN for the losses of the batch in hand, in the form of earlier reports: of samples, or the mean."""
+        is_exact = self.scheduler.table.storage.part_size == EXACT
+        return torch.full((len(self._sharing.part(self.in_hand.indices)),) if is_exact else (), float("nan"))
 
     def skip(self) -> None:
         """Skip the batch in hand, whether or not its losses were noted.

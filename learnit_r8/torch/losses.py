@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from .._validation import whole_number
 from ..events.caller import warn
 from ..table.labels.predictions import UNLABELLED, check_range, check_shapes
 from .predictions import as_classes
@@ -270,21 +269,3 @@ def _label_weights(given: torch.Tensor, num_classes: int, class_weights: torch.T
     if is_readable and not bool((given == UNLABELLED).any()):
         return None
     return (given != UNLABELLED).to(torch.float32)
-
-
-def read_parts(means: Any, count: int, part_size: int) -> torch.Tensor:
-    """float32[P], detached, the means of consecutive parts of a batch.
-
-    Raises:
-        TypeError: they are not a tensor of floats.
-        ValueError: there is not one for each part.
-    """
-    if not isinstance(means, torch.Tensor) or not means.is_floating_point():
-        raise TypeError(f"losses must be a tensor of floats with a mean for each part, got {means!r}.")
-    expected = -(-count // whole_number("part_size", part_size, least=1))
-    if tuple(means.shape) != (expected,):
-        raise ValueError(
-            f"losses must have shape ({expected},), one mean for each part of {part_size} of the {count} samples, got "
-            f"{tuple(means.shape)}."
-        )
-    return means.detach().to(torch.float32)

@@ -545,10 +545,11 @@ class R8Mixin:
         if batches is not None:
             self._r8_noted = self._r8_of_batch(loss.detach(), self._r8_how)
         elif step.has_raised:
-            adapter.loss(adapter.unknown_losses(adapter.in_hand))
+            adapter.loss(adapter.unknown_losses())
         else:
             loss = self._r8_note(model, given, step.outputs, loss)
-        if reports_early(self):
+        # A loss scaler takes no step without gradients.
+        if getattr(self.accelerator, "scaler", None) is None:
             with adapter.before_gradient():
                 is_learned = self._r8_report()
             if is_learned:
@@ -695,11 +696,6 @@ class WholeEpoch(Sampler[Any]):
 
     def __len__(self) -> int:
         return len(self._sampler)
-
-
-def reports_early(trainer: Any) -> bool:
-    """Whether a loss is reported before its step; a loss scaler takes no step without gradients."""
-    return getattr(trainer.accelerator, "scaler", None) is None
 
 
 def _budget_of(args: Any, num_updates: int, own: OwnBatchesValue) -> dict[str, Any]:

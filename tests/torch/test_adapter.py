@@ -27,7 +27,6 @@ from tests.torch_common import (
     classifier,
     descend,
     no_steady,
-    scheduler,
     sgd,
     together,
     train,
@@ -445,23 +444,6 @@ def test_scaled_gradients_of_a_refused_part_are_gone():
     assert not any(parameter.grad.any() for parameter in adapter.model.parameters())
 
 
-def test_micro_batches_as_parts():
-    """A batch trained on in parts can be reported as the means of these."""
-    adapter = adapted(num_epochs=1)
-    for x, y in adapter.loader():
-        adapter.optimizer.zero_grad()
-        means = []
-        for xs, ys in zip(x.split(4), y.split(4), strict=True):
-            loss = cross_entropy(adapter.model(xs), ys)
-            (loss * len(xs) / len(x)).backward()
-            means.append(loss.detach())
-        if adapter.report(torch.stack(means), part_size=4):
-            adapter.optimizer.step()
-
-    assert adapter.scheduler.table.source == "parts of 4"
-    assert adapter.finished
-
-
 class Overflowing(torch.amp.GradScaler):
     """A real scaler whose gradients overflow at some steps."""
 
@@ -676,8 +658,8 @@ def test_time_spent_waiting_for_data_is_told():
 def test_time_that_runs_out_before_the_first_batch_of_an_epoch():
     """The loop over the epochs ends then, so there is nothing to warn of."""
     now = [0.0]
-    r8 = scheduler(num_epochs=None, train_duration_seconds=10, clock=lambda: now[0])
-    adapter = adapted(scheduler=r8)
+    adapter = adapted(train_duration_seconds=10, clock=lambda: now[0])
+    r8 = adapter.scheduler
     for epoch in adapter.epochs():
         now[0] = 20.0 * epoch
         with warnings.catch_warnings():

@@ -201,7 +201,7 @@ def test_an_argument_of_the_other_kind_is_named():
         planned.report(losses, ids=[1])
     with pytest.raises(TypeError, match="losses of one batch that the scheduler has drawn, got 2"):
         planned.report(losses, losses)
-    for name, value in (("ticket", 3), ("part_size", 2)):
+    for name, value in (("ticket", 3), ("predictions", 2)):
         with pytest.raises(ValueError, match=f"{name} must be left out where the batches are your own, got {value}"):
             own.report(losses, **{name: value})
 
