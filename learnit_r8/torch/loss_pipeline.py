@@ -86,7 +86,7 @@ class LossPipeline(Trainer):
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self.readback: Readback | Gathered | None = None
         self._r8, self._feed, self._has_loader = r8, r8.feed, has_loader
-        self.is_other, self._is_alone = False, training.sharing.size == 1
+        self.is_other = False
         self._optimizer, self._num_optimizers = training.optimizers[0], len(training.optimizers)
         self._num_groups = len(self._optimizer.param_groups)
         self._own_optimizer = self._optimizer if r8.host.rates.are_own else None
@@ -121,7 +121,7 @@ class LossPipeline(Trainer):
             if rate is not self._r8.host.rates.own and not getattr(rate, "is_cuda", False):
                 self._r8.host.rates.tell(float(rate))
         # A batch of the user's own has begun as it was handed out, unless losses of others are on their way.
-        if self._feed is None or self._rates is not None or not (self._is_alone and values.is_cpu):
+        if self._feed is None or self._rates is not None or not (self._sharing is ALONE and values.is_cpu):
             self._batches.take(ticket)
             ticket = self._r8.host.begin(ticket, held_back=self.num_on_their_way, is_late=True)
             self.set_rates(ticket.lr)
@@ -176,8 +176,7 @@ class LossPipeline(Trainer):
             more = {name: value for name, value in given.items() if value is not None}
             sent = sent._replace(extras=tuple(more))
             values = torch.cat([values.reshape(-1), *(each.detach().to(values).reshape(1) for each in more.values())])
-        is_own = self._feed is not None and self._rates is None and not sent.extras
-        if self.readback is None and values.is_cpu and (self._sharing is ALONE or (is_own and self._is_alone)):
+        if self.readback is None and values.is_cpu and self._sharing is ALONE:
             # What is in main memory needs no way round.
             self._hear([(sent, values.numpy())])
             return self.outcome
@@ -207,19 +206,13 @@ class LossPipeline(Trainer):
         """Report losses, up to one that puts the model back: the later ones are of weights that are gone."""
         hand = self._hand
         for number, (sent, values) in enumerate(here):
-            if isinstance(values, Note) or sent.extras or sent.num_classes:
-                arguments = (values if isinstance(values, Note) else note_of(sent, values)).arguments
-            else:
-                # Nearly always there is nothing but losses.
-                losses = values.reshape(-1)
-                loss = float(losses[0]) if sent.part_size is None else losses
-                arguments = {"loss": loss, "part_size": sent.part_size}
+            note = values if isinstance(values, Note) else note_of(sent, values)
             num_loads, put_back_to = self._state.num_loads, None
             hand.reported = sent.held
             try:
                 # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
                 if sent.ticket.is_out:
-                    self.outcome = self._r8.report(sent.ticket, **arguments)
+                    self.outcome = self._r8.report(sent.ticket, **note.arguments)
                 if self.outcome:
                     hand.good = sent.held
                 # What waits is of good batches alone if this one has added nothing: not so for losses that come late.

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -335,18 +336,6 @@ class AlsoPart(NamedTuple):
     is_healed: bool
 
 
-class CallablePart:
-    """A part that a pair of functions reads and loads.
-
-    Args:
-        read: ``()``, returns the state.
-        load: ``(state)``, puts it back.
-    """
-
-    def __init__(self, read: Any, load: Any) -> None:
-        self.state_dict, self.load_state_dict = read, load
-
-
 def read_also(also: Any) -> dict[str, AlsoPart]:
     """Read the parts that `attach` was given as ``also``.
 
@@ -382,7 +371,7 @@ def _read(name: str, given: Any) -> AlsoPart:
         if when not in WHEN:
             raise ValueError(f"the part {name!r} of also must be put back at 'heal' or 'resume', got {when!r}.")
     if isinstance(part, tuple) and len(part) == 2 and all(map(callable, part)):
-        holder: Any = CallablePart(*part)
+        holder: Any = SimpleNamespace(state_dict=part[0], load_state_dict=part[1])
     elif hasattr(part, "state_dict") and hasattr(part, "load_state_dict"):
         holder = part
     else:
