@@ -336,7 +336,7 @@ class Adapter:
         found: Ticket | None = None
         if self._feed is None:
             found = self.in_hand if ticket is None else ticket
-            count = len(found.indices if self.num_ranks == 1 else self._sharing.part(found.indices))
+            count = len(self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
@@ -516,7 +516,7 @@ class Adapter:
         # Weights that are tested must not change before the loss is known.
         is_test = ticket is None or ticket.chunk is r8.controller.experiment.chunk
         waits = not stepper.is_scaled or (is_test and ticket is not None)
-        with self._sharing.watching() if self.num_ranks > 1 else contextlib.nullcontext():
+        with self._sharing.watching():
             is_due = stepper.backward(loss, is_last=ends_epoch)
             norm = stepper.clip() if is_due and not (waits and stepper.is_scaled) else None
         skipped = stepper.apply() if is_due and not waits else None

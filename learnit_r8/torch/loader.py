@@ -107,10 +107,6 @@ def check_dataset(dataset: Any) -> None:
         raise TypeError(f"dataset must have an index, got {dataset!r}.")
 
 
-def _unreadable(index: Any, error: Exception) -> SampleError:
-    return SampleError(f"sample {index} could not be read: {type(error).__name__}: {error}")
-
-
 class SampleReader(Dataset[Any]):
     """Reads the samples of a data set, for the batches of `R8BatchSampler`; its errors name the sample.
 
@@ -142,7 +138,7 @@ class SampleReader(Dataset[Any]):
         try:
             return self.dataset[index]
         except Exception as error:
-            raise _unreadable(index, error) from error
+            raise SampleError(f"sample {index} could not be read: {type(error).__name__}: {error}") from error
 
     def __getitems__(self, indices: Any) -> Any:
         """The items of a batch, as the data set's own ``__getitems__`` gives them if it has one."""
@@ -165,27 +161,18 @@ class SampleReader(Dataset[Any]):
 
     def _fetch(self, indices: Any) -> Any:
         try:
-            return self._fetch_each(indices) if self._fetch_many is None else self._fetch_many(indices)
+            return [self[index] for index in indices] if self._fetch_many is None else self._fetch_many(indices)
         except SampleError:
             raise
         except Exception as error:
             shown = list(indices)
             if hasattr(type(self.dataset), "__getitem__"):
                 # A subset reads many, but of a data set that reads them one by one: then it can be told which it is.
-                self._fetch_each(shown)
+                for index in shown:
+                    self[index]
             raise SampleError(
                 f"one of the samples {shown} could not be read: {type(error).__name__}: {error}"
             ) from error
-
-    def _fetch_each(self, indices: Any) -> list[Any]:
-        # Not through __getitem__ above: it would be one more call for each sample.
-        dataset, items, index = self.dataset, [], None
-        try:
-            for index in indices:
-                items.append(dataset[index])
-        except Exception as error:
-            raise _unreadable(index, error) from error
-        return items
 
 
 def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tensor]:
@@ -387,7 +374,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         return self.r8.steps_per_epoch
 
     def _hand_out(self, ticket: Ticket, dataset: Any) -> Any:
-        indices: Any = ticket.indices if self._sharing.size == 1 else self._sharing.part(ticket.indices)
+        indices: Any = self._sharing.part(ticket.indices)
         if self._as_list is None:
             self._as_list = not takes_arrays(dataset)
         return indices.tolist() if self._as_list else indices

@@ -17,7 +17,7 @@ from ..sources.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS
 from .flight.hand import Hand
 from .predictions import check_exchanged
-from .readback import ALONE, Note, Readback, Sent, SingleProcess, note_of
+from .readback import ALONE, Note, Readback, Sent, note_of
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -299,11 +299,7 @@ class LossPipeline(Trainer):
                 # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
-            readback = self.readback
-            if isinstance(self._sharing, SingleProcess):
-                self._r8.host.between_steps()
-            else:
-                self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
+            self._sharing.between_steps(self._r8, self.num_on_their_way)
             if self._state.num_loads != num_loads:
                 self.drop()
         # A feed notes the start of each batch that it hands out.
@@ -321,8 +317,7 @@ class LossPipeline(Trainer):
         self.settle()
         # However few batches there were, the optimizer has taken its step at the end of the epoch.
         self._r8.host.backup.end_update()
-        if not isinstance(self._sharing, SingleProcess):
-            self._sharing.before_iteration()
+        self._sharing.before_iteration()
         self.between_steps()
         if self._r8.pace.place % self._r8.steps_per_epoch == 0:
             self._state.resume_generators()

@@ -239,6 +239,18 @@ class SingleProcess:
         """A ``with`` block in which processes wait for each other; this one has nobody to wait for."""
         return _NO_WAIT
 
+    def between_steps(self, r8: R8Scheduler, num_held_back: int) -> None:
+        """Let the scheduler do what is due.
+
+        Args:
+            r8: The scheduler.
+            num_held_back: Steps whose losses are on their way.
+        """
+        r8.host.between_steps()
+
+    def before_iteration(self) -> None:
+        """An iteration over a loader is about to begin: nobody needs to be asked for the time."""
+
     def check(self, r8: R8Scheduler, model: Any, resume: Any = None, **settings: Any) -> None:
         """Raise ValueError unless the scheduler and the model can be shared like this.
 

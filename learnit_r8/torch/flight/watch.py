@@ -221,13 +221,8 @@ def _factor(given: list[torch.Tensor], numbers: list[float]) -> float:
 
 def largest(value: Any) -> float:
     """The largest absolute value in the tensors of floats of a nest; NaN if one is not finite."""
-    found = 0.0
-    for each in float_tensors(value):
-        top = extent_of(each)
-        if not math.isfinite(top):
-            return math.nan
-        found = max(found, top)
-    return found
+    tops = [extent_of(each) for each in float_tensors(value)]
+    return max(tops, default=0.0) if all(map(math.isfinite, tops)) else math.nan
 
 
 def run_watched(
