@@ -88,9 +88,13 @@ class R8Loader:
         Raises:
             RuntimeError: the training has not begun.
         """
+        return self._attached.scheduler
+
+    @property
+    def _attached(self) -> Adapter:
         if self.adapter is None:
             raise RuntimeError(NO_CALLBACK)
-        return self.adapter.scheduler
+        return self.adapter
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,9 +156,8 @@ class R8Loader:
 
     def whole_state(self) -> dict[str, Any]:
         """The scheduler's state, and those of the random generators of all processes; to be called on all of them."""
-        assert self.adapter is not None
         # The losses on their way first: one of them may put the generators back.
-        state = self.adapter.lr_scheduler.state_dict()
+        state = self._attached.lr_scheduler.state_dict()
         random = as_tensors(random_state())
         of_ranks: list[Any] = [random] * num_processes()
         if len(of_ranks) > 1:
@@ -167,7 +170,6 @@ class R8Loader:
         Raises:
             ValueError: it is of another data set or batch size. Nothing was changed.
         """
-        assert self.adapter is not None
-        self.adapter.load_scheduler(as_arrays(state["scheduler"]))
-        saved, rank = state["random"], self.adapter.state.rank
+        self._attached.load_scheduler(as_arrays(state["scheduler"]))
+        saved, rank = state["random"], self._attached.state.rank
         self._random = saved[rank] if rank < len(saved) else random_state_of(saved[0], rank)

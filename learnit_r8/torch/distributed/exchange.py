@@ -14,7 +14,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,12 +197,12 @@ class Exchange(PartsOfRanks):
             return []
         messages = read()[:, 0]
         held, self.under_way = self.under_way, []
-        heads = self._codec.heads(messages)
-        self._check(heads)
-        self._clock.now = float(messages["clock"][0])
-        self._every, self._is_hurried = heads[0].every, bool(heads[0].is_hurried)
-        self._requests.agree([head.wished for head in heads], messages["span"].tolist())
-        return self._codec.read(messages, held, heads[0].num_classes)
+        self._check(messages)
+        first = messages[0]
+        self._clock.now = float(first["clock"])
+        self._every, self._is_hurried = int(first["every"]), bool(first["is_hurried"])
+        self._requests.agree(messages["wished"].tolist(), messages["span"].tolist())
+        return self._codec.read(messages, held, int(first["num_classes"]))
 
     def _digest_if_due(self) -> int:
         """Digest of the scheduler's state after the last exchange; 0 if none is due."""
@@ -221,29 +221,24 @@ class Exchange(PartsOfRanks):
         step_seconds = (self._began - began) / num_held
         return int(min(MOST_HELD_BACK, max(1.0, EXCHANGE_SECONDS // max(step_seconds, 1e-9))))
 
-    def _check(self, heads: Sequence[Head]) -> None:
-        first, own = heads[0], heads[self.ranks.rank]
-        place = f"step {own.step}"
-        if any(head.common != first.common for head in heads):
-            self._raise_what_differs(heads, place)
-        if any(head.model != first.model for head in heads):
+    def _check(self, messages: NDArray[Any]) -> None:
+        """Raise RanksDiffer unless the ranks have done the same; warn if their models differ."""
+        sent = {name: messages[name].tolist() for name in WHOLE_NUMBERS}
+        place = f"step {sent['step'][self.ranks.rank]}"
+        held = f"all ranks must exchange losses together, got {sent['num_steps']} held back at {place}"
+        classes = f"all ranks must report predictions of as many classes at {place}"
+        check_same("the step", sent["step"], f"all ranks must report the same steps, got {sent['step']}")
+        check_same("the number of losses", sent["num_steps"], held)
+        check_same("the kind of losses", sent["part_size"], f"all ranks must report one kind of loss at {place}")
+        check_same("the predictions", sent["num_classes"], classes)
+        check_same("what was drawn", sent["drawn"], f"all ranks must draw the same batches before {place}")
+        check_same("the table", sent["state"], f"the tables of all ranks must be equal before {place}")
+        if len(set(sent["model"])) > 1:
             self.r8.host.say_once(
                 "models differ",
                 f"the models of the ranks have drifted apart before {place}: unless that is meant, average their "
                 "gradients, by DistributedDataParallel for instance, and begin with the same weights.",
             )
-
-    @staticmethod
-    def _raise_what_differs(heads: Sequence[Head], place: str) -> None:
-        common = zip(*(head.common for head in heads), strict=True)
-        numbers, kinds, steps, drawn, states, classes = (list(values) for values in common)
-        check_same("the step", steps, f"all ranks must report the same steps, got {steps}")
-        held = f"all ranks must exchange losses together, got {numbers} held back at {place}"
-        check_same("the number of losses", numbers, held)
-        check_same("the kind of losses", kinds, f"all ranks must report one kind of loss at {place}")
-        check_same("the predictions", classes, f"all ranks must report predictions of as many classes at {place}")
-        check_same("what was drawn", drawn, f"all ranks must draw the same batches before {place}")
-        check_same("the table", states, f"the tables of all ranks must be equal before {place}")
 
 
 def check_every(every: int | None) -> None:
@@ -283,41 +278,23 @@ NOTHING = -1
 """Kind of the losses in a message without losses."""
 
 
-class Head(NamedTuple):
-    """The whole numbers in a message. The first six must be the same in the messages of all ranks.
-
-    Attributes:
-        num_steps: Steps whose losses are in the message.
-        part_size: Kind of these losses.
-        step: Steps that the sender has reported, these included.
-        drawn: Digest of all batches drawn so far.
-        state: Digest of the scheduler's state; 0 if none is due.
-        num_classes: C of the predictions that come with some of the losses; 0 without any.
-        model: Digest of the model; 0 if none is due.
-        every: Steps to the next message; that of rank 0 counts.
-        is_hurried: Whether the next message must be read at once; that of rank 0 counts.
-        wished: Requests made on the sender, as bits.
-    """
-
-    num_steps: int
-    part_size: int
-    step: int
-    drawn: int
-    state: int
-    num_classes: int
-    model: int
-    every: int
-    is_hurried: int
-    wished: int
-
-    @property
-    def common(self) -> tuple[int, ...]:
-        """The numbers that must be the same on all ranks."""
-        return self[:6]
+WHOLE_NUMBERS = (
+    "num_steps", "part_size", "step", "drawn", "state", "num_classes", "model", "every", "is_hurried", "wished",
+)  # fmt: skip
 
 
 class MessageCodec:
     """Writes the message of this rank, and reads the messages of all.
+
+    A message is a record. Its whole numbers are:
+
+    - ``num_steps``, the steps whose losses are in it, and ``part_size``, the kind of these losses;
+    - ``step``, the steps that the sender has reported, these included;
+    - ``drawn``, a digest of all batches drawn so far, and ``state``, one of the scheduler's state, 0 if none is due;
+    - ``num_classes``, C of the predictions that come with some of the losses, 0 without any;
+    - ``model``, a digest of the model, 0 if none is due;
+    - ``every``, the steps to the next message, and ``is_hurried``, whether that must be read at once: rank 0's count;
+    - ``wished``, the requests made on the sender, as bits.
 
     Args:
         size: Number of ranks.
@@ -327,8 +304,8 @@ class MessageCodec:
 
     def __init__(self, size: int, most_steps: int, share: int) -> None:
         self._size = size
-        fields = [
-            ("head", "i8", (len(Head._fields),)),
+        fields: list[tuple[Any, ...]] = [
+            *((name, "i8") for name in WHOLE_NUMBERS),
             ("clock", "f8"),
             # Length of the cool-down that is wished, as `Requests.span` gives it.
             ("span", "f8", (2,)),
@@ -369,12 +346,13 @@ class MessageCodec:
             notes: The steps that are held back.
             clock: Seconds on the clock of this rank.
             span: `Requests.span` of this rank.
-            **head: The rest of `Head`, by name.
+            **head: The other whole numbers.
         """
         own = self._own[0]
         kind = notes[-1].part_size if notes else NOTHING
         num_classes = max((each.predictions.num_classes for each in notes if each.predictions is not None), default=0)
-        own["head"] = Head(num_steps=len(notes), part_size=kind, num_classes=num_classes, **head)
+        for name, number in (head | {"num_steps": len(notes), "part_size": kind, "num_classes": num_classes}).items():
+            own[name] = number
         own["clock"], own["span"] = clock, span
         own["said"].fill(np.nan)
         for row, said, note in zip(own["losses"], own["said"], notes, strict=False):
@@ -397,11 +375,6 @@ class MessageCodec:
         if is_missing.any():
             raise RanksDiffer(f"all ranks must report predictions, or none, got some at step {note.ticket.step + 1}.")
         return Predictions(margin, predicted.astype(np.int64), given.astype(np.int64), num_classes)
-
-    @staticmethod
-    def heads(messages: NDArray[Any]) -> list[Head]:
-        """The heads of messages, in the order of the ranks."""
-        return [Head(*numbers) for numbers in messages["head"].tolist()]
 
     def read(self, messages: NDArray[Any], own: Sequence[Note], num_classes: int = 0) -> list[Note]:
         """The steps that were sent, with the losses of whole batches, and with what their logits say.

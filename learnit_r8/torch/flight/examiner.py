@@ -108,15 +108,11 @@ class Examiner:
         return found._replace(samples=samples, rest=rest, missing=found.missing or NO_GRADIENTS)
 
     def _why_not(self, held: Held | None) -> str:
-        if is_sharded(self._model):
+        is_synced = self._sharing.size > 1 and any(isinstance(each, SyncBatchNorm) for each in self._model.modules())
+        if is_synced or is_sharded(self._model):
             return MANY_RANKS
-        if self._sharing.size > 1 and any(isinstance(each, SyncBatchNorm) for each in self._model.modules()):
-            return MANY_RANKS
-        if held is None or (self._run_batch is None and held.inputs is None):
-            return NO_BATCH
-        if self._run_batch is not None and held.batch is None:
-            return NO_BATCH
-        return ""
+        is_known = held is not None and (held.inputs if self._run_batch is None else held.batch) is not None
+        return "" if is_known else NO_BATCH
 
     def _experiment(self, refusal: Refusal, held: Held, good: Held | None) -> Finding:
         backups = [

@@ -14,6 +14,7 @@ from ..._validation import shortened
 from ...recovery.record import BadRecord, read_part, read_record
 from ...sources.random_generators import set_random_state
 from ...state.kinds import ANYTHING, check_kinds
+from ...state.tree import map_leaves
 from ..prepared import plain_model
 
 _BATCH = {"batch": ANYTHING, "is_inputs": False, "is_training": False}
@@ -96,7 +97,7 @@ class RecordedIncident:
             own.load_state_dict(self.refused["model"])
         own.train(self._is_training)
         device = next((each.device for each in own.parameters()), torch.device("cpu"))
-        batch = _moved(self.batch, device)
+        batch = map_leaves(lambda leaf, *_: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, self.batch)
         if self.generators is not None:
             set_random_state(self.generators)
         if loss_fn is not None:
@@ -115,9 +116,3 @@ def load_incident(path: str | os.PathLike[str]) -> RecordedIncident:
         OSError: it cannot be read.
     """
     return RecordedIncident(path)
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    from ...state.tree import map_leaves
-
-    return map_leaves(lambda leaf, *_: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf, batch)

@@ -110,10 +110,8 @@ def compare(model: torch.nn.Module, optimizer: Any, backup: Mapping[str, Any], u
         if name not in state or not parameter.is_floating_point() or not parameter.numel():
             continue
         now, then = parameter.detach(), state[name].to(parameter.device)
-        moved, limit = (
-            (now.double() - then.double()).abs(),
-            _reach(optimizer, parameter, then, backup.get("optimizer"), updates),
-        )
+        moved = (now.double() - then.double()).abs()
+        limit = _reach(optimizer, parameter, then, backup.get("optimizer"), updates)
         change, length = float(moved.square().sum()), float(then.double().square().sum())
         changed, whole = changed + change, whole + length
         shares[name] = math.sqrt(change / length) if length > 0 else math.inf if change > 0 else 0.0
