@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--top", type=_count, default=20, metavar="K", help="how many (default 20)")
     option("--sort", metavar="METRIC", help="by the best value of a metric, the best run first")
     option("--find", metavar="TEXT", help="only runs with this text in name, notes, tags, config or git commit")
-    compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
+    compare = add("compare", "compare runs: figures and settings that differ", run=False)
     compare.epilog = EPILOG
     compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more, or one folder of runs")
     compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")

@@ -165,7 +165,7 @@ def scale_of_all(curves: Sequence[Floats], *, is_log: bool = False) -> Scale:
 
 def plot(
     curves: Sequence[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale, *, haze: Columns | None = None,
-    haze_style: str = "range", plan_from: int | None = None,
+    plan_from: int | None = None,
 ) -> list[Line]:  # fmt: skip
     """Draw curves, each in its style, behind LABEL cells of values; where they meet, the cell has the later style.
 
@@ -175,11 +175,10 @@ def plot(
         glyphs: Characters.
         scale: The vertical scale.
         haze: The range behind the curves; columns beyond the top of the scale are marked.
-        haze_style: Style of its cells.
         plan_from: First column of the plan, which is drawn dotted and dimmed.
     """
     kinds, text = _cells([values for values, _ in curves], height, scale, glyphs, haze, plan_from)
-    styles = ("" if haze is None else haze_style, *(style for _, style in curves), "plan", "alert")
+    styles = ("" if haze is None else "range", *(style for _, style in curves), "plan", "alert")
     if plan_from is not None:
         kinds[:, plan_from // dots(glyphs) :] = len(styles) - 2
     if haze is not None:

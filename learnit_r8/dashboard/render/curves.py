@@ -74,7 +74,7 @@ def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     if np.isnan(columns.mean).all():
         return [title, remark("no rate used yet")]
     curve, rows = [(columns.mean, "lr")], max(1, height - 2)
-    drawn = plot(curve, rows, glyphs, scale_of(columns), haze=columns, haze_style="lr", plan_from=done)
+    drawn = plot(curve, rows, glyphs, scale_of(columns), plan_from=done)
     place, ends = min(cells - 1, done // dots(glyphs)), ("0%", "100%") if view.lr_plan else ("", "")
     return [title, *drawn, axis(cells, 0, cells, glyphs, [(place, glyphs.dot)], ends)][:height]
 
@@ -195,24 +195,3 @@ def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[
     if np.isnan(curve).all() and first <= steps[-1] <= last:
         curve[min(num - 1, int((steps[-1] - first) / max(1, last - first) * num))] = values[-1]
     return curve
-
-
-RUN_STYLES = ("loss", "lr", "metric", "q4", "q3", "label")
-"""Styles of the curves of several runs, over and over."""
-LOSSES = "loss of the batches, over the steps"
-
-
-def chart_of(
-    views: Sequence[View], names: Sequence[str], metric: str, width: int, height: int, theme: Theme
-) -> list[Line]:
-    """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
-    kinds = [RUN_STYLES[place % len(RUN_STYLES)] for place in range(len(views))]
-    called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
-    lines = [rule(metric or LOSSES, width, theme.glyphs), joined(called, width)]
-    cells, last = max(1, width - LABEL), max(1, *(view.step for view in views))
-    curves = [curve_of(view, metric or BATCH_LOSS, cells * dots(theme.glyphs), 0, last) for view in views]
-    if np.isnan(curves).all():
-        return [*lines, remark("nothing reported yet")]
-    pairs = list(zip(curves, kinds, strict=True))
-    lines += plot(pairs, max(1, height - 3), theme.glyphs, scale_of_all(curves))
-    return [*lines, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]
