@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     mcp = add("mcp", serve, run=False, json=False)
     mcp.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
     mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
-    demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
+    demo = add("demo", "train a small network without a framework, to show the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
@@ -149,9 +149,6 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
     option("--with", dest="others", action="append", default=[], metavar="RUN", help=beside)
     least = "with --suspects: least share of the list to be wrong (default 0.5)"
     option("--precision", type=partial(_positive, below=1.0), metavar="P", help=least)
-    for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):
-        text = f"those whose {what} is in [LOW, HIGH)"
-        option(f"--{axis}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
     option("--places", action="store_true", help="a row for each label, token or pixel that looks wrong")
     option = samples.add_mutually_exclusive_group().add_argument
     option("--csv", action="store_true", help="as CSV")

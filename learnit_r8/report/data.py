@@ -78,7 +78,6 @@ class SamplesData(NamedTuple):
         newest: The newest samples.
         verdict: The verdict on wrong labels by them.
         history: float32[F, N], the last observation of every sample in each samples file.
-        folder: The run folder; None for a table.
         more_before: An epoch with more suspects, and how many; "" without one.
         hardest: The samples with the highest loss.
         suspects: The samples that look mislabelled; empty unless losses are exact.
@@ -93,7 +92,6 @@ class SamplesData(NamedTuple):
     newest: Samples
     verdict: Suspects
     history: NDArray[np.float32]
-    folder: Path | None = None
     more_before: str = ""
     hardest: Sequence[Row] = ()
     suspects: Sequence[Row] = ()
@@ -104,11 +102,11 @@ class SamplesData(NamedTuple):
     data_map: DataMap | None = None
 
     @classmethod
-    def of(cls, files: Sequence[Samples], precision: float, folder: Path | None = None) -> SamplesData:
+    def of(cls, files: Sequence[Samples], precision: float) -> SamplesData:
         """What samples files say, oldest first, at least one."""
         samples = files[-1]
         verdict = samples.suspects(precision)
-        data = cls(samples, verdict, np.stack([samples.last for samples in files]), folder)
+        data = cls(samples, verdict, np.stack([samples.last for samples in files]))
         ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
         # The labels that look wrong, and what they should be; none of numbers, of which hardly any come again.
         given, suggested = samples.labels(verdict.indices, verdict) if verdict.given.dtype.kind != "f" else ([], [])
@@ -185,7 +183,7 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
         if quarters.get("high"):
             rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
     bounds = np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
-    found = SamplesData.of(files, precision, run.folder) if files else None
+    found = SamplesData.of(files, precision) if files else None
     return ReportData(run, view, state, bounds, notes, found)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import shlex
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -163,8 +162,8 @@ NO_LOOK = Look()
 MOST_CLASSES = 100
 CELLS, GRID = (60, 34), (8, 6)
 """Cells of the map and its regions, along the variation and the mean."""
-SHOWN, MOST_IDS, BEYOND = 6, 100_000, 26.0
-"""Samples of a region that are shown; ids that a page holds; a bound that no margin reaches, in place of infinity."""
+SHOWN, MOST_IDS = 6, 100_000
+"""Samples of a region that are shown; ids that a page holds."""
 
 
 def samples_page(data: SamplesData, look: Look) -> str:
@@ -334,12 +333,6 @@ def map_section(data: SamplesData, look: Look) -> Iterator[Data]:
             rows = [[index, samples.name_of(index)] for index in np.sort(indices).tolist()]
             save = {"file": "region.csv", "say": "Save their ids as CSV"}
             region["save"] = {**save, "columns": ["index", "name"], "rows": rows}
-        if not data_map.num_epochs and data.folder is not None:
-            bounds = " ".join(
-                f"--{name} {max(start, -BEYOND):g} {min(end, BEYOND):g}"
-                for name, (start, end) in (("margin", means), ("variability", spans))
-            )
-            region["command"] = f"learnit-r8 samples {shlex.quote(clean(data.folder))} {bounds} --csv"
         regions.append(region)
     circles = [
         [clean(samples.name_of(index), 80), float(spread[index]), float(mean[index])]
