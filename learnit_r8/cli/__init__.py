@@ -133,8 +133,6 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         option("--view", type=_view, default="overview", help="the view to start with, by its name in the footer")
         option("--width", type=_count, help="width of the picture of --once")
         option("--height", type=_count, help="height of the picture of --once")
-        option("--theme", type=_theme, help="dark, light or none")
-        option("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
 
 
@@ -226,18 +224,8 @@ def _view(text: str) -> str:
     # Not as choices: the help would load the screen to name them.
     from ..dashboard.render.pages import VIEWS
 
-    return _one_of(text, VIEWS)
-
-
-def _theme(text: str) -> str:
-    from ..dashboard.theme import NAMES
-
-    return _one_of(text, NAMES)
-
-
-def _one_of(text: str, names: Sequence[str]) -> str:
-    if text not in names:
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(names)})")
+    if text not in VIEWS:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(VIEWS)})")
     return text
 
 

@@ -330,8 +330,8 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
 FORMAT = 1
 MOST_SESSIONS = 100
 MOST_JSON_BYTES = 2**22
-MOST_GIT_LINKS, MOST_GIT_BYTES = 5, 4096
-"""Refs of git that refer to each other, and bytes of a line in its files, that are read."""
+MOST_GIT_BYTES = 4096
+"""Most bytes of a line in the files of git that are read."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -432,9 +432,7 @@ def git_commit() -> str:
         own = found if found.is_dir() else found.parent / _line_of(found).removeprefix("gitdir: ")
         shared = own / _line_of(own / "commondir") if (own / "commondir").exists() else own
         text = _line_of(own / "HEAD")
-        for _ in range(MOST_GIT_LINKS):
-            if not text.startswith("ref: "):
-                break
+        if text.startswith("ref: "):
             text = _commit_of(text.removeprefix("ref: "), own, shared)
     except (OSError, ValueError, StopIteration):
         return ""

@@ -19,7 +19,7 @@ from ..dashboard.state.view import View
 from ..dashboard.watch import look
 from ..journal.run import Run
 from ..journal.samples import Samples, more_before, readable_samples, sample_epochs
-from ..table.labels.overview import Calibration, Overview
+from ..table.labels.overview import Overview
 from ..table.labels.suspects import Suspects
 from ..table.quantiles import quarters_of
 
@@ -85,7 +85,6 @@ class SamplesData(NamedTuple):
             exact.
         confusion: The suspects by label given and suggested; None where no label is suggested.
         overview: How every sample was learnt; None without predictions.
-        calibrations: Epoch, 0-based, and calibration of each samples file, where it is known.
         data_map: None without predictions and without at least two samples files.
     """
 
@@ -98,7 +97,6 @@ class SamplesData(NamedTuple):
     ranked: Sequence[Row] = ()
     confusion: Confusion | None = None
     overview: Overview | None = None
-    calibrations: Sequence[tuple[int, Calibration]] = ()
     data_map: DataMap | None = None
 
     @classmethod
@@ -112,17 +110,15 @@ class SamplesData(NamedTuple):
         given, suggested = samples.labels(verdict.indices, verdict) if verdict.given.dtype.kind != "f" else ([], [])
         if verdict.places is not None:
             given, suggested = verdict.places.given.tolist(), verdict.places.suggested.tolist()
-        overviews = [each.overview() for each in files]
-        found = ((each.epoch, overview.calibration()) for each, overview in zip(files, overviews, strict=True))
+        overview = samples.overview()
         return data._replace(
             more_before=more_before(files, verdict, precision),
             hardest=data.rows(samples.hardest(LISTED)),
             suspects=data.rows(verdict.indices[:MOST_SUSPECTS]),
             confusion=confusion_of(map(label_text, given), map(label_text, suggested)),
             ranked=data.rows(ranked[:IN_GALLERY]) if samples.is_exact else (),
-            overview=overviews[-1] if overviews[-1].is_known else None,
-            calibrations=[(epoch, calibration) for epoch, calibration in found if calibration is not None],
-            data_map=_data_map(overviews[-1], data.history),
+            overview=overview if overview.is_known else None,
+            data_map=_data_map(overview, data.history),
         )
 
     def rows(self, chosen: NDArray[np.int64]) -> list[Row]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..dashboard.state.curve import range_of
 from ..events.text import clean, number, share
 from ..journal.samples import verdict_text
+from ..table.labels.overview import Overview
 from ..table.quantiles import top
 from .data import Confusion, DataMap, Row, SamplesData, confusion_of, label_text
 from .document import Data, bars, chart, curve, document, known, section, table
@@ -365,7 +366,7 @@ def overview(data: SamplesData) -> Iterator[Data]:
     """The calibration of the model and when it learnt the samples; nothing without predictions."""
     if data.overview is None:
         return
-    yield _calibration(data)
+    yield _calibration(data.overview)
     known = data.overview.given >= 0
     learned, forgotten = data.overview.learned[known], data.overview.forgotten[known].astype(np.int64)
     charts = []
@@ -384,26 +385,16 @@ def overview(data: SamplesData) -> Iterator[Data]:
     yield section("Learnt when, forgotten how often", *charts, note=note, kind="half")
 
 
-def _calibration(data: SamplesData) -> Data:
-    """The reliability diagram of the end, and calibration over the kept epochs."""
-    if not data.calibrations:
+def _calibration(overview: Overview) -> Data:
+    """The reliability diagram."""
+    last = overview.calibration()
+    if last is None:
         reason = "the losses are not the cross entropies of the predictions, so how sure the model was is unknown"
         return section("Calibration", {"text": f"Not shown: {reason}."}, kind="half")
-    last = data.calibrations[-1][1]
     known = last.counts > 0
     exact = curve("sure and right as often", [0, 1], [0, 1], kind="plan")
-    blocks = [chart("how often right by how sure",
-                    [curve("how often right", last.confidence[known], last.accuracy[known], dots=True), exact],
-                    x_name="sure", range=[0, 1], **{"from": 0, "to": 1})]  # fmt: skip
-    if len(data.calibrations) > 1:
-        epochs = [epoch + 1 for epoch, _ in data.calibrations]
-        kept = [one for _, one in data.calibrations]
-        series = [
-            curve("how sure", epochs, [one.mean(one.confidence) for one in kept], "c1"),
-            curve("how often right", epochs, [one.mean(one.accuracy) for one in kept]),
-            curve("calibration error", epochs, [one.error for one in kept], "c3"),
-        ]
-        blocks.append(chart("calibration over the epochs", series, x_name="epoch", range=[0, 1], height=110))
+    right = curve("how often right", last.confidence[known], last.accuracy[known], dots=True)
+    drawn = chart("how often right by how sure", [right, exact], x_name="sure", range=[0, 1], **{"from": 0, "to": 1})
     gap = last.mean(last.confidence) - last.mean(last.accuracy)
     word = "too sure" if gap > 0 else "not sure enough"
     note = (
@@ -411,7 +402,7 @@ def _calibration(data: SamplesData) -> Data:
         f"often that was the label. On average it is {share(abs(gap), 1)} {word}; calibration error "
         f"{number(last.error, 2)}. These are samples that it was trained on; on new ones expect it to be worse."
     )
-    return section("Calibration", *blocks, note=note, kind="half")
+    return section("Calibration", drawn, note=note, kind="half")
 
 
 def classes(data: SamplesData) -> Iterator[Data]:
