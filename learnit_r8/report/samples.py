@@ -282,25 +282,18 @@ def regions_of(data_map: DataMap) -> Iterator[Region]:
     """The regions that hold any samples; the outermost reach to infinity."""
     known = np.flatnonzero(np.isfinite(data_map.mean) & np.isfinite(data_map.spread))
     known = known[np.argsort(-data_map.mean[known], kind="stable")]
-    ranges = _ranges(data_map)
-    ends = []
-    for (low, high), count in zip(ranges, GRID, strict=True):
-        # Rounded to what is printed.
-        inner = [float(f"{value:.3g}") for value in np.linspace(low, high, count + 1)[1:-1]]
-        ends.append([-math.inf, *inner, math.inf])
-    places = [
-        np.searchsorted(edges[1:-1], values[known], side="right")
-        for edges, values in zip(ends, (data_map.spread, data_map.mean), strict=True)
-    ]
+    ends, places = [], []
+    for values, (low, high), count in zip((data_map.spread, data_map.mean), _ranges(data_map), GRID, strict=True):
+        # As wide as the numbers that they part.
+        inner = np.linspace(low, high, count + 1)[1:-1].astype(values.dtype)
+        places.append(np.searchsorted(inner, values[known], side="right"))
+        ends.append([-math.inf, *inner.tolist(), math.inf])
     for column, row in np.ndindex(*GRID):
         indices = known[(places[0] == column) & (places[1] == row)]
         if len(indices):
             spans = [(edges[at], edges[at + 1]) for edges, at in zip(ends, (column, row), strict=True)]
-            (left, right), (low, high) = (
-                np.clip((np.array(span) - start) / (end - start), 0, 1).tolist()
-                for span, (start, end) in zip(spans, ranges, strict=True)
-            )
-            yield Region(spans[0], spans[1], (left, 1 - high, right - left, high - low), indices)
+            box = (column / GRID[0], 1 - (row + 1) / GRID[1], 1 / GRID[0], 1 / GRID[1])
+            yield Region(spans[0], spans[1], box, indices)
 
 
 def _ranges(data_map: DataMap) -> tuple[tuple[float, float], tuple[float, float]]:
