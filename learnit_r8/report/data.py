@@ -21,7 +21,6 @@ from ..journal.run import Run
 from ..journal.samples import Samples, more_before, readable_samples, sample_epochs
 from ..table.labels.overview import Overview
 from ..table.labels.suspects import Suspects
-from ..table.quantiles import quarters_of
 
 LISTED = 30
 MOST_SUSPECTS = 1000
@@ -145,7 +144,6 @@ class ReportData(NamedTuple):
         run: The run folder, read to its end.
         view: The events, folded.
         state: The state of the run.
-        bounds: float64[S, 6], step and bounds of the quarters.
         notes: Reasons why something is not shown.
         samples: What the samples files say; None without any.
     """
@@ -153,7 +151,6 @@ class ReportData(NamedTuple):
     run: Run
     view: View
     state: State
-    bounds: NDArray[np.float64]
     notes: list[str]
     samples: SamplesData | None
 
@@ -171,16 +168,7 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
     run, view, state = look(run_dir)
     notes: list[str] = []
     files = _readable(run.folder, notes)
-    # Bounds of the quarters from the surveys and the samples files, in order of steps.
-    rows: dict[int, tuple[float, ...]]
-    rows = {bounds.step: bounds.values for bounds in view.bounds if len(bounds.values) == 5}
-    for samples in files:
-        quarters = quarters_of(samples.loss, samples.usage_count).rows
-        if quarters.get("high"):
-            rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
-    bounds = np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
-    found = SamplesData.of(files, precision) if files else None
-    return ReportData(run, view, state, bounds, notes, found)
+    return ReportData(run, view, state, notes, SamplesData.of(files, precision) if files else None)
 
 
 def _readable(folder: Path, notes: list[str]) -> list[Samples]:
@@ -207,12 +195,11 @@ def _data_map(overview: Overview, last: NDArray[np.float32]) -> DataMap | None:
         return DataMap(overview.margin, overview.variability)
     if len(last) < 2:
         return None
-    values = np.where(np.isfinite(last), last, np.float32("nan"))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # numpy warns of samples that were never seen.
         warnings.simplefilter("ignore", RuntimeWarning)
         # In float64, as squares of large losses overflow.
-        mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
+        mean, spread = (find(last, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
         return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
 
 

@@ -45,7 +45,7 @@ def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:
     for title, names in list(grouped(view.metrics).items())[:MOST_METRICS]:
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))
     sections += [
-        *_groups(view), *_quarters(data), *later, *classes, *_events(view),
+        *_groups(view), *_quarters(view), *later, *classes, *_events(view),
         *_configuration(data, run),
     ]  # fmt: skip
     what = "" if view.run is None else f"{view.run.data} · policy {clean(view.run.policy, 40)}"
@@ -132,10 +132,10 @@ def _groups(view: View) -> Iterator[Data]:
     )  # fmt: skip
 
 
-def _quarters(data: ReportData) -> Iterator[Data]:
-    if len(data.bounds) < 2:
+def _quarters(view: View) -> Iterator[Data]:
+    if len(view.bounds) < 2:
         return
-    steps, values = data.bounds[:, 0].tolist(), data.bounds[:, 1:]
+    steps, values = [each.step for each in view.bounds], np.array([each.values for each in view.bounds])
     bands = [
         {"name": f"Q{q}", "look": f"q{q}", "x": steps, "low": known(values[:, q - 1]), "high": known(values[:, q])}
         for q in (1, 2, 3, 4)
