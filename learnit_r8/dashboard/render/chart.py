@@ -164,9 +164,8 @@ def scale_of_all(curves: Sequence[Floats], *, is_log: bool = False) -> Scale:
 
 
 def plot(
-    curves: Sequence[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale, *, haze: Columns | None = None,
-    plan_from: int | None = None,
-) -> list[Line]:  # fmt: skip
+    curves: Sequence[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale, *, haze: Columns | None = None
+) -> list[Line]:
     """Draw curves, each in its style, behind LABEL cells of values; where they meet, the cell has the later style.
 
     Args:
@@ -175,12 +174,9 @@ def plot(
         glyphs: Characters.
         scale: The vertical scale.
         haze: The range behind the curves; columns beyond the top of the scale are marked.
-        plan_from: First column of the plan, which is drawn dotted and dimmed.
     """
-    kinds, text = _cells([values for values, _ in curves], height, scale, glyphs, haze, plan_from)
-    styles = ("" if haze is None else "range", *(style for _, style in curves), "plan", "alert")
-    if plan_from is not None:
-        kinds[:, plan_from // dots(glyphs) :] = len(styles) - 2
+    kinds, text = _cells([values for values, _ in curves], height, scale, glyphs, haze)
+    styles = ("" if haze is None else "range", *(style for _, style in curves), "alert")
     if haze is not None:
         beyond = np.nan_to_num(haze.high, nan=-np.inf) > scale.top + 1e-9 * abs(scale.top)
         over: NDArray[np.bool_] = np.logical_or.reduce(beyond.reshape(-1, dots(glyphs)), axis=1)
@@ -207,7 +203,7 @@ def _levels(values: Floats, scale: Scale, size: int) -> Kinds:
 
 
 def _cells(
-    curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None, plan_from: int | None
+    curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None
 ) -> tuple[Kinds, list[str]]:
     """Which curve goes through each cell (0: none), and the characters."""
     tall, wide = glyphs.cell
@@ -225,8 +221,6 @@ def _cells(
         before = np.where(before == size, levels, before)
         # Without gaps: each column reaches to the one before.
         line = (rows >= np.minimum(levels, before + 1)) & (rows <= np.maximum(levels, before - 1)) & (levels < size)
-        if plan_from is not None:
-            line[:, plan_from:] &= np.arange(plan_from, len(values)) % 3 != 2
         kinds[line.reshape(shape).any(axis=(1, 3))] = number
         dotted |= line
     places = dotted.reshape(shape).transpose(0, 2, 1, 3).reshape(height, -1, tall * wide)

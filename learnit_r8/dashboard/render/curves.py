@@ -69,27 +69,21 @@ def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     """The learning rate: the rates so far, then the plan, with a mark at the present."""
     glyphs = theme.glyphs
     cells = max(1, width - LABEL)
-    columns, done = rate_columns(view, cells * dots(glyphs))
+    num = cells * dots(glyphs)
+    done = num if not view.lr_plan else min(num, round(view.progress * num))
+    rates, planned = np.full((2, num), np.nan)
+    if done and not view.lr.is_empty:
+        rates[:done] = view.lr.columns(done, 0, max(1, view.step)).mean
+    if view.lr_plan:
+        places = (np.arange(done, num) + 0.5) / num
+        planned[done:] = np.interp(places, np.linspace(0, 1, len(view.lr_plan)), view.lr_plan)
     title = rule("learning rate", width, glyphs, "done, plan" if view.lr_plan else "")
-    if np.isnan(columns.mean).all():
+    if np.isnan([rates, planned]).all():
         return [title, remark("no rate used yet")]
-    curve, rows = [(columns.mean, "lr")], max(1, height - 2)
-    drawn = plot(curve, rows, glyphs, scale_of(columns), plan_from=done)
+    curves = [(rates, "lr"), (planned, "plan")]
+    drawn = plot(curves, max(1, height - 2), glyphs, scale_of_all([rates, planned]))
     place, ends = min(cells - 1, done // dots(glyphs)), ("0%", "100%") if view.lr_plan else ("", "")
     return [title, *drawn, axis(cells, 0, cells, glyphs, [(place, glyphs.dot)], ends)][:height]
-
-
-def rate_columns(view: View, num: int) -> tuple[Columns, int]:
-    """The rates over the whole run, and the first column of the plan."""
-    done = num if not view.lr_plan else min(num, round(view.progress * num))
-    values = np.full(num, np.nan)
-    if done and not view.lr.is_empty:
-        values[:done] = view.lr.columns(done, 0, max(1, view.step)).mean
-    if view.lr_plan and done < num:
-        plan = np.asarray(view.lr_plan, np.float64)
-        places = (np.arange(done, num) + 0.5) / num
-        values[done:] = np.interp(places, np.linspace(0, 1, len(plan)), plan)
-    return Columns(values, values, values), done
 
 
 def metric_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
