@@ -34,7 +34,7 @@ BRAILLE = 0x2800
 DOTS = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (0, 3), (1, 3))
 """Column and row of the dot that each bit of a Braille character stands for."""
 LEFT, LOWER = "▏▎▍▌▋▊▉█", "▁▂▃▄▅▆▇"
-THEME = choose_theme(encoding="utf-8", name="dark")
+THEME = choose_theme({**os.environ, "R8_THEME": "dark"})
 PAPER, INK, FAINT = "#16181d", "#d8dee9", "#7b8394"
 LEVELS = (0, 95, 135, 175, 215, 255)
 """Parts of the colours of a terminal's palette of 256."""

@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--top", type=_count, default=20, metavar="K", help="how many (default 20)")
     option("--sort", metavar="METRIC", help="by the best value of a metric, the best run first")
     option("--find", metavar="TEXT", help="only runs with this text in name, notes, tags, config or git commit")
-    compare = add("compare", "compare runs: figures, settings that differ, curves", run=False)
+    compare = add("compare", "compare runs: figures and settings that differ", run=False)
     compare.epilog = EPILOG
     compare.add_argument("runs", nargs="+", metavar="RUN", help="which runs, two or more, or one folder of runs")
     compare.add_argument("--html", metavar="OUT", help="write a page with their curves in one chart each")
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     mcp = add("mcp", serve, run=False, json=False)
     mcp.add_argument("run", nargs="?", metavar="RUNS", help=RUNS)
     mcp.add_argument("--allow-ask", action="store_true", help="also take requests: pause, save, cool-down, stop")
-    demo = add("demo", "run a fake training without a framework, to show the screen", run=False, json=False)
+    demo = add("demo", "train a small network without a framework, to show the screen", run=False, json=False)
     demo.add_argument("--seconds", type=_positive, default=20.0, help="about how long it takes (default 20)")
     demo.add_argument("--run-dir", metavar="DIR", help="its run folder; by default a new temporary one, which stays")
     older = "write what an older version wrote, checkpoints, models, runs or backups, in the form of today, beside it"
@@ -133,8 +133,6 @@ def _add_screens(watch: argparse.ArgumentParser, replay: argparse.ArgumentParser
         option("--view", type=_view, default="overview", help="the view to start with, by its name in the footer")
         option("--width", type=_count, help="width of the picture of --once")
         option("--height", type=_count, help="height of the picture of --once")
-        option("--theme", type=_theme, help="dark, light or none")
-        option("--ascii", action="store_true", help="draw with ASCII characters only")
     replay.add_argument("--to", type=_count, metavar="STEP", help="stand still at this step")
 
 
@@ -149,9 +147,6 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
     option("--with", dest="others", action="append", default=[], metavar="RUN", help=beside)
     least = "with --suspects: least share of the list to be wrong (default 0.5)"
     option("--precision", type=partial(_positive, below=1.0), metavar="P", help=least)
-    for axis, what in (("margin", "mean margin"), ("variability", "variability of the margin")):
-        text = f"those whose {what} is in [LOW, HIGH)"
-        option(f"--{axis}", type=float, nargs=2, metavar=("LOW", "HIGH"), help=text)
     option("--places", action="store_true", help="a row for each label, token or pixel that looks wrong")
     option = samples.add_mutually_exclusive_group().add_argument
     option("--csv", action="store_true", help="as CSV")
@@ -229,18 +224,8 @@ def _view(text: str) -> str:
     # Not as choices: the help would load the screen to name them.
     from ..dashboard.render.pages import VIEWS
 
-    return _one_of(text, VIEWS)
-
-
-def _theme(text: str) -> str:
-    from ..dashboard.theme import NAMES
-
-    return _one_of(text, NAMES)
-
-
-def _one_of(text: str, names: Sequence[str]) -> str:
-    if text not in names:
-        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(names)})")
+    if text not in VIEWS:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(VIEWS)})")
     return text
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from ..dashboard.render.curves import chart_of
-from ..dashboard.text import Line, table_lines
-from ..dashboard.theme import Style, Theme, choose_theme
+from ..dashboard.text import table_lines
 from ..dashboard.watch import look
 from ..events.codec import strict_json
 from ..events.text import clean
@@ -20,7 +17,6 @@ from ..report import write_report
 from ..report.comparison import Comparison, write_comparison
 
 WIDEST = 40
-HEIGHT = 14
 
 
 def report(options: argparse.Namespace) -> int:
@@ -34,7 +30,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """Print a row for each run, the best on top, with a star at the best of each column, a verdict, and the curves."""
+    """Print a row for each run, the best on top, with a star at the best of each column, and a verdict."""
     folders = folders_of(options.runs)
     compared = Comparison([look(folder) for folder in folders])
     if options.html or options.open:
@@ -43,14 +39,6 @@ def compare(options: argparse.Namespace) -> int:
     if options.json:
         print(strict_json(compared.facts, non_finite=lambda value: None))
         return 0
-    if sys.stdout.isatty() and not options.html:
-        # The losses of batches over each other, then every metric.
-        theme = choose_theme(encoding=sys.stdout.encoding or "ascii")
-        width = min(shutil.get_terminal_size().columns, 120)
-        for metric in ("", *compared.metrics[:3]):
-            for line in chart_of([each.view for each in compared.runs], compared.names, metric, width, HEIGHT, theme):
-                print(painted(line, theme))
-            print()
     columns = {name: column for name, column in compared.columns.items() if set(column.texts) != {"-"}}
     rows = [("run", *(clean(name, WIDEST) for name in columns))]
     for place in compared.order:
@@ -83,14 +71,3 @@ def folders_of(names: Sequence[str]) -> list[Path]:
     if not (found := runs_in(folder)):
         raise UnreadableRun(NO_RUNS.format(str(folder)))
     return found
-
-
-def painted(line: Line, theme: Theme) -> str:
-    """A line with the colours of a theme, as a terminal takes them."""
-    parts, is_rich = [], theme.num_colours >= 256
-    for text, name in line:
-        style = theme.styles.get(name, Style())
-        colour = style.colour if is_rich else style.colour8 if theme.num_colours else None
-        code = f"38;5;{colour}" if is_rich else f"3{colour}"
-        parts.append(text if colour is None else f"\x1b[{code}m{text}\x1b[0m")
-    return "".join(parts).rstrip()

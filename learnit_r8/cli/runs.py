@@ -23,7 +23,7 @@ from ..dashboard.state.ui_state import UiState, chosen_rows
 from ..dashboard.terminal.screen import Screen, TtyModes, UnusableTerminal, find_ground, screen_encoding
 from ..dashboard.terminal.terminal_hooks import EndingSignals
 from ..dashboard.text import table_lines
-from ..dashboard.theme import ASCII, BRAILLE, Theme, choose_theme
+from ..dashboard.theme import ASCII, BRAILLE, choose_theme
 from ..dashboard.watch import Replay, RunList, SeenRun, Watch, look, row_of, see
 from ..events.codec import strict_json, to_json
 from ..events.event import describe
@@ -223,15 +223,10 @@ def replay(options: argparse.Namespace) -> int:
     return 0
 
 
-def _theme(options: argparse.Namespace, encoding: str, ground: str = "") -> Theme:
-    glyphs = "ascii" if options.ascii else None
-    return choose_theme(ground=ground, encoding=encoding, name=options.theme, glyphs=glyphs)
-
-
 def _show(owner: Any, options: argparse.Namespace, mode: str, ui: UiState | None = None) -> Painter | None:
     """Draw on the terminal until the person leaves; None where there is no screen."""
     ui = ui or UiState(mode=mode, view=options.view)
-    painter = Painter(Screen(_theme(options, screen_encoding(), find_ground()), TtyModes()), owner, ui)
+    painter = Painter(Screen(choose_theme(encoding=screen_encoding(), ground=find_ground()), TtyModes()), owner, ui)
     try:
         with EndingSignals(), _drawing(), contextlib.suppress(KeyboardInterrupt):
             painter.run()
@@ -256,7 +251,7 @@ def _print_once(owner: Any, options: argparse.Namespace, mode: str) -> int:
     """Print one picture as text without colours."""
     terminal = shutil.get_terminal_size(SIZE)
     width, height = min(options.width or terminal.columns, 500), min(options.height or terminal.lines, 300)
-    theme = _theme(options, sys.stdout.encoding or "ascii")
+    theme = choose_theme(encoding=sys.stdout.encoding or "ascii")
     with _drawing():
         lines = render(owner.view, UiState(mode=mode, view=options.view), width, height, theme, owner.scene())
     for line in lines:

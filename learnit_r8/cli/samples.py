@@ -20,8 +20,7 @@ from ..events.text import clean, number
 from ..journal.run import Record, Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, readable_samples, sample_epochs, verdict_text
 from ..state.durable_io import open_output
-from ..table.labels.frame import MAP_COLUMNS, write_parquet
-from ..table.labels.overview import EVERYWHERE
+from ..table.labels.frame import write_parquet
 from ..table.labels.suspects import Suspects
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
@@ -29,7 +28,6 @@ SUSPECT_COLUMNS: Sequence[str] = (*COLUMNS, "score", "why")
 LABEL_COLUMNS: Sequence[str] = ("is_label_issue", "label_score", "given_label", "predicted_label")
 """The columns of cleanlab's tables, behind ours."""
 ALL_COLUMNS: Sequence[str] = (*SUSPECT_COLUMNS, *LABEL_COLUMNS)
-REGION_COLUMNS: Sequence[str] = (*COLUMNS, *MAP_COLUMNS, *LABEL_COLUMNS)
 HARDEST = 50
 
 Rows = dict[str, list[Any]]
@@ -52,13 +50,8 @@ def samples(options: argparse.Namespace) -> int:
         raise ValueError("--precision and --with must be given with --suspects or --places, got neither.")
     else:
         found = next(readable(run, epochs[::-1]))
-        verdict = found.suspects()
-        if options.margin or options.variability:
-            columns = REGION_COLUMNS
-            chosen = region_of(found, options.margin, options.variability)[: options.top]
-        else:
-            columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
-            chosen = found.hardest(options.top or HARDEST)
+        verdict, chosen = found.suspects(), found.hardest(options.top or HARDEST)
+        columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
     rows = places_of(found, verdict, options.top) if options.places else rows_of(found, verdict, chosen, columns)
     if options.parquet:
         with open(open_output(free_of_runs(options.parquet)), "wb") as file:
@@ -115,28 +108,6 @@ def places_of(samples: Samples, verdict: Suspects, top: int | None) -> Rows:
         "votes": places.votes[:top].tolist(),
         "score": [round(score, 4) for score in places.score[:top].tolist()],
     }
-
-
-def region_of(found: Samples, margin: Sequence[float] | None, spread: Sequence[float] | None) -> NDArray[np.int64]:
-    """The samples in a part of the map, those of the highest mean margin first.
-
-    Args:
-        found: The samples of an epoch.
-        margin, spread: Low and high end of the mean margin and of its variability; None for all.
-
-    Raises:
-        UnreadableRun: the run has no predictions, or a range is none.
-    """
-    overview = found.overview()
-    if not overview.is_known:
-        need = "--margin and --variability need predictions beside the losses"
-        raise UnreadableRun(f"{need}, which this run did not report.")
-    try:
-        (low, high), (least, most) = margin or EVERYWHERE, spread or EVERYWHERE
-        inside = overview.region((low, high), (least, most))
-    except ValueError as error:
-        raise UnreadableRun(f"--{error}") from None
-    return inside[np.argsort(-overview.margin[inside], kind="stable")]
 
 
 def suspects_of(
@@ -204,7 +175,6 @@ def lines_of(rows: Rows) -> Iterator[str]:
     shown = {"#": _texts(rows["index"]), "sample": rows["name"]}
     shown |= {name: [number(value, 4) for value in rows[name]] for name in ("loss", "last", "mean")}
     shown["uses"] = _texts(rows["uses"])
-    shown |= {name: [number(value, 3) for value in rows[name]] for name in MAP_COLUMNS if name in rows}
     if "score" in rows:
         shown["score"] = [f"{value:.3f}" for value in rows["score"]]
     numbers = [place for place, title in enumerate(shown) if title != "sample"]

@@ -68,7 +68,7 @@ class ScreenSession:
         self._queue: deque[tuple[float, events.Event]] = deque(maxlen=MOST_QUEUED)
         self._condenser = Condenser(lambda event: self._queue.append((time.monotonic(), event)))
         self._anchor = (time.monotonic(), 0.0)
-        self._lines, self._num_lines, self._num_read = list[str](), 0, 0
+        self._lines, self._num_lines, self._num_read, self._num_told = list[str](), 0, 0, 0
         self._is_detached = self._wants_pause = False
         # What a key has asked for, and what tells whether the training has answered, shown until then.
         self._request: tuple[str, Callable[[], bool]] = "", lambda: True
@@ -127,12 +127,9 @@ class ScreenSession:
 
     def scene(self) -> Scene:
         """The time, the captured output, and whether the run is paused."""
-        requests, painter = self._requests, self._painter
-        new = self._capture.new_lines() if self._capture is not None else []
-        if new:
-            self._num_lines += len(new)
-            self._lines = (self._lines + new)[-MOST_LINES:]
-        if painter.ui.view == "output":
+        requests = self._requests
+        self._read_output()
+        if self._painter.ui.view == "output":
             self._num_read = self._num_lines
         arrived, seconds = self._anchor
         stands = requests.is_paused or self.view.ended is not None
@@ -144,6 +141,11 @@ class ScreenSession:
             num_output=self._num_lines, num_unread=self._num_lines - self._num_read, is_paused=requests.is_paused,
             folder=self._folder, said="" if is_answered() else request,
         )  # fmt: skip
+
+    def _read_output(self) -> None:
+        new = self._capture.new_lines() if self._capture is not None else []
+        self._num_lines += len(new)
+        self._lines = (self._lines + new)[-MOST_LINES:]
 
     def act(self, action: Action) -> str:
         """Pass on the request of a key; the training answers after its step."""
@@ -193,9 +195,10 @@ class ScreenSession:
             yield
             return
         self._painter.suspend()
-        if self._capture is not None:
-            for line in self._capture.lines_since_left(CONTEXT_LINES):
-                print(clean(line))
+        self._read_output()
+        num_new, self._num_told = self._num_lines - self._num_told, self._num_lines
+        for line in self._lines[len(self._lines) - min(num_new, CONTEXT_LINES) :]:
+            print(clean(line))
         try:
             yield
         finally:
@@ -216,7 +219,8 @@ class ScreenSession:
         self._hooks.remove()
         if was_on and not is_stuck:
             writer, view = AsyncWriter(), self.view
-            for line in self._capture.tail(TAIL_LINES) if self._capture is not None else ():
+            self._read_output()
+            for line in self._lines[-TAIL_LINES:]:
                 writer.write(STDOUT, f"{clean(line)}\n")
             for event in self.events():
                 view.fold(event)

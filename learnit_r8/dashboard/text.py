@@ -59,16 +59,9 @@ def in_ascii(text: str) -> str:
     >>> in_ascii("±2 café 猫…")
     '~2 cafe ??.'
     """
-    if text.isascii():
-        return text
-    like = ""
-    for character in text:
-        if character.isascii() or character in _LIKE:
-            like += _LIKE.get(character, character)
-            continue
-        base, size = unicodedata.normalize("NFKD", character)[:1], cell_width(character)
-        like += (base if base.isascii() and base.isprintable() else "?").ljust(size, "?")[:size]
-    return like
+    # An accent of its own has no width.
+    apart = unicodedata.normalize("NFD", text)
+    return "".join(each if each.isascii() else _LIKE.get(each, "?" * cell_width(each)) for each in apart)
 
 
 _LIKE = {"±": "~", "…": ".", "▲": "^", "●": "*", "→": ">"}
@@ -80,13 +73,11 @@ def clip(text: str, width: int, ellipsis: str = "…") -> str:
     >>> clip("abcdef", 4), clip("猫猫猫", 4)
     ('abc…', '猫…')
     """
-    if len(text) <= width and (text.isascii() or width_of(text) <= width):
+    if width_of(text) <= width:
         return text
     room = width - len(ellipsis)
     if room < 0:
         return ""
-    if text.isascii():
-        return text[:room] + ellipsis
     taken = 0
     for position, character in enumerate(text):
         taken += cell_width(character)

@@ -133,10 +133,7 @@ def _named(name: str, glyphs: Glyphs, num_colours: int) -> Theme:
     return Theme(name, glyphs, num_colours, styles)
 
 
-def choose_theme(
-    environ: Mapping[str, str] | None = None, *, encoding: str = "utf-8", name: str | None = None,
-    glyphs: str | None = None, ground: str = "",
-) -> Theme:  # fmt: skip
+def choose_theme(environ: Mapping[str, str] | None = None, *, encoding: str = "utf-8", ground: str = "") -> Theme:
     """The theme that fits a terminal.
 
     No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome;
@@ -148,23 +145,21 @@ def choose_theme(
     Args:
         environ: By default that of the process.
         encoding: Of the terminal, as `locale.getencoding` says.
-        name: Forces a palette, before the environment.
-        glyphs: Forces characters, before the environment.
         ground: "dark" or "light", as the terminal says; "" if it does not.
 
     Raises:
-        ValueError: an unknown name was forced.
+        ValueError: an unknown name is forced.
     """
     environ = os.environ if environ is None else environ
     num_colours = _num_colours(environ)
     usual = "light" if (ground or ground_of(environ)) == "light" else "dark"
-    name = name or environ.get("R8_THEME") or (usual if num_colours else "none")
+    name = environ.get("R8_THEME") or (usual if num_colours else "none")
     if name not in _PALETTES:
         raise ValueError(f"theme must be one of {NAMES}, got {name!r}.")
     kinds = {"braille": BRAILLE, "blocks": BLOCKS, "ascii": ASCII}
     is_unicode = encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf16", "utf16le")
     usual = ("blocks" if environ.get("TERM") == "linux" else "braille") if is_unicode else "ascii"
-    chosen = glyphs or environ.get("R8_GLYPHS") or usual
+    chosen = environ.get("R8_GLYPHS") or usual
     if chosen not in kinds:
         raise ValueError(f"glyphs must be one of {tuple(kinds)}, got {chosen!r}.")
     return _named(name if num_colours else "none", kinds[chosen], num_colours)

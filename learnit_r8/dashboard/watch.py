@@ -22,7 +22,6 @@ from .state.view import View
 
 POLL_SECONDS = 0.1
 """Longest time of reading between two frames."""
-STATE_SECONDS = 1.0
 OUTPUT_BYTES = 2**16
 MOST_OUTPUT = 1000
 
@@ -92,8 +91,6 @@ class Watch:
         self.run = Run(folder)
         self.view = View(skips_damage=True)
         self._wall = wall
-        self._is_gone: bool | None = None
-        self._look_due = -math.inf
         self._output: list[str] = []
         self._num_output = 0
         self._output_file = _end_of(self.run.folder / "output.log")
@@ -133,14 +130,12 @@ class Watch:
                 return
 
     def scene(self) -> Scene:
-        """The time, the output, and whether the process has ended, looked up once a second."""
-        if time.monotonic() >= self._look_due:
-            self._is_gone, self._look_due = self.run.is_gone, time.monotonic() + STATE_SECONDS
+        """The time, the output, and whether the process has ended."""
         new = _lines_of(self._output_file)
         self._num_output += len(new)
         self._output = (self._output + new)[-MOST_OUTPUT:]
         scene = Scene(
-            clock=self._wall(), is_gone=self._is_gone, output=self._output, num_output=self._num_output,
+            clock=self._wall(), is_gone=self.run.is_gone, output=self._output, num_output=self._num_output,
             folder=os.fspath(self.run.folder),
             said="" if self._loader is None else f"reading all of it, {self._whole_run.lines.share_read:.0%}",
         )  # fmt: skip

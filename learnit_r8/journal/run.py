@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import events
+from .._validation import did_you_mean
 from ..events.codec import from_fields, strict_json
 from ..events.kinds import EVENTS
 from ..state.durable_io import open_regular, read_json, replace
@@ -313,14 +314,10 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
     found = [run for run in runs if name is None or run.name.startswith(name)]
     found = found or [run for run in runs if short(run.name).startswith(name or "")]
     if not found:
-        from difflib import get_close_matches
-
         known = ", ".join(run.name for run in runs[:5]) or "none"
         if given is None:
             raise UnreadableRun(NO_RUNS.format(str(parent)))
-        names = {short(run.name): run.name for run in runs[::-1]} | {run.name: run.name for run in runs}
-        near = get_close_matches(name or "", names, 1)
-        meant = f" Did you mean {names[near[0]]}?" if near else ""
+        meant = did_you_mean(name or "", [text for run in runs for text in (short(run.name), run.name)])
         if name is None and next(parent.glob("ck_*.r8"), None) is not None:
             meant = " It holds checkpoints; run_dir= keeps a run folder."
         raise UnreadableRun(f"run must be a run folder, or one in {str(parent)!r} ({known}), got {given!r}.{meant}")
@@ -330,8 +327,8 @@ def find_run(name: str | None, parent: str | os.PathLike[str] | None = None) -> 
 FORMAT = 1
 MOST_SESSIONS = 100
 MOST_JSON_BYTES = 2**22
-MOST_GIT_LINKS, MOST_GIT_BYTES = 5, 4096
-"""Refs of git that refer to each other, and bytes of a line in its files, that are read."""
+MOST_GIT_BYTES = 4096
+"""Most bytes of a line in the files of git that are read."""
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -432,9 +429,7 @@ def git_commit() -> str:
         own = found if found.is_dir() else found.parent / _line_of(found).removeprefix("gitdir: ")
         shared = own / _line_of(own / "commondir") if (own / "commondir").exists() else own
         text = _line_of(own / "HEAD")
-        for _ in range(MOST_GIT_LINKS):
-            if not text.startswith("ref: "):
-                break
+        if text.startswith("ref: "):
             text = _commit_of(text.removeprefix("ref: "), own, shared)
     except (OSError, ValueError, StopIteration):
         return ""

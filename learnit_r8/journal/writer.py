@@ -55,7 +55,6 @@ class Journal(ThreadedListener):
         samples: Called with epoch and step, returns losses and uses of every sample; None to write no samples.
         clock: Returns seconds, monotonic.
         wall: Returns seconds since 1970.
-        in_background: Whether a thread writes; else a call of `write_due` does.
         requests: Takes what is asked for by files in the run folder.
 
     Raises:
@@ -71,8 +70,7 @@ class Journal(ThreadedListener):
     def __init__(
         self, folder: str | os.PathLike[str], *, name: str = "", configuration: Mapping[str, str] | None = None,
         samples: Callable[[int, int], Samples] | None = None, clock: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time, in_background: bool = True,
-        requests: RunControl | None = None,
+        wall: Callable[[], float] = time.time, requests: RunControl | None = None,
     ) -> None:  # fmt: skip
         super().__init__("learnit_r8 journal", most_queued=MOST_WAITING, every_seconds=SECONDS_BETWEEN_WRITES)
         # A relative path must mean the same folder after the program changes its working directory.
@@ -89,7 +87,6 @@ class Journal(ThreadedListener):
         self._trouble = ""
         self._has_warned = self._has_ended = self._is_closed = self._is_stuck = False
         self._lock = threading.RLock()
-        self._in_background = in_background
         self._prepare(name, configuration or {})
         self._requests = None if requests is None else RequestFolder(self.folder, requests)
         self._next_look = 0.0
@@ -139,8 +136,8 @@ class Journal(ThreadedListener):
             self._look(event)
 
     def start_thread(self) -> None:
-        """See `ThreadedListener`; none is started after the end, or where `write_due` is called by hand."""
-        if self._in_background and not self._is_closed:
+        """See `ThreadedListener`; none is started after the end."""
+        if not self._is_closed:
             super().start_thread()
 
     def handle(self, waiting: deque[events.Event], *, is_last: bool) -> None:

@@ -197,7 +197,7 @@ class _Service(Logger):
 
     def write(self, event: events.Event) -> None:
         """Send an event."""
-        if self._must_begin(event):
+        if isinstance(event, events.RunStarted):
             self._begin(event)
         step, numbers = numbers_of(event)
         if numbers:
@@ -205,10 +205,7 @@ class _Service(Logger):
         if (alert := alert_of(event)) is not None:
             self._say(event.step, *alert)
 
-    def _must_begin(self, event: events.Event) -> bool:
-        return isinstance(event, events.RunStarted)
-
-    def _begin(self, event: Any) -> None:
+    def _begin(self, event: events.RunStarted) -> None:
         raise NotImplementedError
 
     def _send(self, step: int, numbers: dict[str, float]) -> None:
@@ -240,22 +237,23 @@ class TensorBoard(_Service):
         self._folder = os.fspath(folder)
         self._writer: Any = None
 
-    def _must_begin(self, event: events.Event) -> bool:
-        return self._writer is None or super()._must_begin(event)
+    def _open(self, **options: Any) -> Any:
+        self._writer = self._writer or self._make(self._folder, **options)
+        return self._writer
 
-    def _begin(self, event: Any) -> None:
+    def _begin(self, event: events.RunStarted) -> None:
         self.finish()
-        self._writer = self._make(self._folder, purge_step=event.step + 1 if event.step else None)
-        if isinstance(event, events.RunStarted):
-            rows = "\n".join(f"    {name}: {value}" for name, value in event.settings.items())
-            self._writer.add_text("r8/settings", rows, event.step)
+        rows = "\n".join(f"    {name}: {value}" for name, value in event.settings.items())
+        self._open(purge_step=event.step + 1 if event.step else None).add_text("r8/settings", rows, event.step)
 
     def _send(self, step: int, numbers: dict[str, float]) -> None:
+        # What is logged after the end of a run is written, too.
+        writer = self._open()
         for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
     def _say(self, step: int, kind: str, text: str) -> None:
-        self._writer.add_text(f"r8/{kind}", text, step)
+        self._open().add_text(f"r8/{kind}", text, step)
 
     def finish(self) -> None:
         """Close the files."""
@@ -277,7 +275,6 @@ class Wandb(_Service):
 
     Raises:
         ImportError: wandb is not installed.
-        TypeError: ``library`` is given, which named trackio.
     """
 
     def __init__(
@@ -285,34 +282,24 @@ class Wandb(_Service):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(most_queued=most_queued, every_rank=every_rank)
-        if "library" in options:
-            raise TypeError(
-                f"library is gone, got {options['library']!r}: this logger is for wandb; docs/loggers.md has one of "
-                "your own for trackio."
-            )
         self._library = import_needed("wandb", "wandb", "loggers.Wandb")
         self._run = self._given = run
         self._options, self._alerts = options, alerts
 
-    def _begin(self, event: Any) -> None:
+    def _begin(self, event: events.RunStarted) -> None:
         if self._run is None:
-            options = {"name": event.name or None, **self._options}
-            self._run = self._library.init(**{name: value for name, value in options.items() if value is not None})
-        if hasattr(self._run, "define_metric"):
-            self._run.define_metric("r8/step")
-            self._run.define_metric("*", step_metric="r8/step")
-        config: Any = getattr(self._run, "config", None)
-        if hasattr(config, "update"):
-            config.update({f"r8/{name}": value for name, value in event.settings.items()})
+            self._run = self._library.init(**{"name": event.name or None, **self._options})
+        self._run.define_metric("r8/step")
+        self._run.define_metric("*", step_metric="r8/step")
+        self._run.config.update({f"r8/{name}": value for name, value in event.settings.items()})
 
     def _send(self, step: int, numbers: dict[str, float]) -> None:
         if self._run is not None:
             self._run.log({**numbers, "r8/step": step})
 
     def _say(self, step: int, kind: str, text: str) -> None:
-        if kind in LEVELS and self._alerts and hasattr(self._run, "alert"):
-            level = getattr(getattr(self._library, "AlertLevel", None), LEVELS[kind], LEVELS[kind])
-            self._run.alert(title=kind, text=text, level=level)
+        if kind in LEVELS and self._alerts and self._run is not None:
+            self._run.alert(title=kind, text=text, level=LEVELS[kind])
 
     def finish(self) -> None:
         """Finish the run, unless it was given."""
@@ -348,10 +335,10 @@ class MLflow(_Service):
 
     def write(self, event: events.Event) -> None:
         """Send an event, if a run has begun."""
-        if self._must_begin(event) or (self._run_id is not None and self._client is not None):
+        if isinstance(event, events.RunStarted) or (self._run_id is not None and self._client is not None):
             super().write(event)
 
-    def _begin(self, event: Any) -> None:
+    def _begin(self, event: events.RunStarted) -> None:
         self._state = "KILLED"
         self._client = self._client or self._make(tracking_uri=self._uri)
         if self._run_id is None:

@@ -19,9 +19,8 @@ from ..dashboard.state.view import View
 from ..dashboard.watch import look
 from ..journal.run import Run
 from ..journal.samples import Samples, more_before, readable_samples, sample_epochs
-from ..table.labels.overview import Calibration, Overview
+from ..table.labels.overview import Overview
 from ..table.labels.suspects import Suspects
-from ..table.quantiles import quarters_of
 
 LISTED = 30
 MOST_SUSPECTS = 1000
@@ -78,7 +77,6 @@ class SamplesData(NamedTuple):
         newest: The newest samples.
         verdict: The verdict on wrong labels by them.
         history: float32[F, N], the last observation of every sample in each samples file.
-        folder: The run folder; None for a table.
         more_before: An epoch with more suspects, and how many; "" without one.
         hardest: The samples with the highest loss.
         suspects: The samples that look mislabelled; empty unless losses are exact.
@@ -86,45 +84,40 @@ class SamplesData(NamedTuple):
             exact.
         confusion: The suspects by label given and suggested; None where no label is suggested.
         overview: How every sample was learnt; None without predictions.
-        calibrations: Epoch, 0-based, and calibration of each samples file, where it is known.
         data_map: None without predictions and without at least two samples files.
     """
 
     newest: Samples
     verdict: Suspects
     history: NDArray[np.float32]
-    folder: Path | None = None
     more_before: str = ""
     hardest: Sequence[Row] = ()
     suspects: Sequence[Row] = ()
     ranked: Sequence[Row] = ()
     confusion: Confusion | None = None
     overview: Overview | None = None
-    calibrations: Sequence[tuple[int, Calibration]] = ()
     data_map: DataMap | None = None
 
     @classmethod
-    def of(cls, files: Sequence[Samples], precision: float, folder: Path | None = None) -> SamplesData:
+    def of(cls, files: Sequence[Samples], precision: float) -> SamplesData:
         """What samples files say, oldest first, at least one."""
         samples = files[-1]
         verdict = samples.suspects(precision)
-        data = cls(samples, verdict, np.stack([samples.last for samples in files]), folder)
+        data = cls(samples, verdict, np.stack([samples.last for samples in files]))
         ranked = verdict.indices if len(verdict.indices) else samples.ranking(IN_GALLERY).indices
         # The labels that look wrong, and what they should be; none of numbers, of which hardly any come again.
         given, suggested = samples.labels(verdict.indices, verdict) if verdict.given.dtype.kind != "f" else ([], [])
         if verdict.places is not None:
             given, suggested = verdict.places.given.tolist(), verdict.places.suggested.tolist()
-        overviews = [each.overview() for each in files]
-        found = ((each.epoch, overview.calibration()) for each, overview in zip(files, overviews, strict=True))
+        overview = samples.overview()
         return data._replace(
             more_before=more_before(files, verdict, precision),
             hardest=data.rows(samples.hardest(LISTED)),
             suspects=data.rows(verdict.indices[:MOST_SUSPECTS]),
             confusion=confusion_of(map(label_text, given), map(label_text, suggested)),
             ranked=data.rows(ranked[:IN_GALLERY]) if samples.is_exact else (),
-            overview=overviews[-1] if overviews[-1].is_known else None,
-            calibrations=[(epoch, calibration) for epoch, calibration in found if calibration is not None],
-            data_map=_data_map(overviews[-1], data.history),
+            overview=overview if overview.is_known else None,
+            data_map=_data_map(overview, data.history),
         )
 
     def rows(self, chosen: NDArray[np.int64]) -> list[Row]:
@@ -151,7 +144,6 @@ class ReportData(NamedTuple):
         run: The run folder, read to its end.
         view: The events, folded.
         state: The state of the run.
-        bounds: float64[S, 6], step and bounds of the quarters.
         notes: Reasons why something is not shown.
         samples: What the samples files say; None without any.
     """
@@ -159,7 +151,6 @@ class ReportData(NamedTuple):
     run: Run
     view: View
     state: State
-    bounds: NDArray[np.float64]
     notes: list[str]
     samples: SamplesData | None
 
@@ -177,16 +168,7 @@ def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> Repo
     run, view, state = look(run_dir)
     notes: list[str] = []
     files = _readable(run.folder, notes)
-    # Bounds of the quarters from the surveys and the samples files, in order of steps.
-    rows: dict[int, tuple[float, ...]]
-    rows = {bounds.step: bounds.values for bounds in view.bounds if len(bounds.values) == 5}
-    for samples in files:
-        quarters = quarters_of(samples.loss, samples.usage_count).rows
-        if quarters.get("high"):
-            rows.setdefault(samples.step, (quarters["low"][0], *quarters["high"]))
-    bounds = np.array([(step, *values) for step, values in sorted(rows.items())]).reshape(-1, 6)
-    found = SamplesData.of(files, precision, run.folder) if files else None
-    return ReportData(run, view, state, bounds, notes, found)
+    return ReportData(run, view, state, notes, SamplesData.of(files, precision) if files else None)
 
 
 def _readable(folder: Path, notes: list[str]) -> list[Samples]:
@@ -213,12 +195,11 @@ def _data_map(overview: Overview, last: NDArray[np.float32]) -> DataMap | None:
         return DataMap(overview.margin, overview.variability)
     if len(last) < 2:
         return None
-    values = np.where(np.isfinite(last), last, np.float32("nan"))
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         # numpy warns of samples that were never seen.
         warnings.simplefilter("ignore", RuntimeWarning)
         # In float64, as squares of large losses overflow.
-        mean, spread = (find(values, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
+        mean, spread = (find(last, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
         return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
 
 

@@ -270,7 +270,7 @@ function map(spec) {
   const lists = html("div", {});
   for (const one of spec.regions) {
     const [left, up, w, h] = one.box, list = html("div", {hidden: ""}, html("p", {class: "note"}, one.words, ". ",
-      one.save ? save(one.save) : "", one.command ? [". ", html("code", {}, one.command)] : ""), gallery(one.cards));
+      one.save ? save(one.save) : ""), gallery(one.cards));
     const box = shape("rect", {class: "box", x: x.start + left * (x.end - x.start), width: w * (x.end - x.start), tabindex: 0, role: "checkbox",
       "aria-checked": "false", "aria-label": one.words, y: y.end + up * (y.start - y.end), height: h * (y.start - y.end)}, shape("title", {}, one.words));
     const toggle = () => { list.hidden = !box.classList.toggle("on"); box.setAttribute("aria-checked", String(!list.hidden)); };

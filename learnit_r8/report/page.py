@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dashboard.state.curve import range_of
 from ..dashboard.state.view import View
 from ..dashboard.text import grouped
 from ..events.incident import MOST_INCIDENTS
@@ -18,7 +17,7 @@ from ..recovery.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
 from .curves import fit_of, loss_section, metric_section, rate_section
 from .data import ReportData
-from .document import Data, bars, chart, curve, known, section, table
+from .document import Data, chart, curve, known, section, table
 from .samples import NO_LOOK, Look
 
 MOST_METRICS, MOST_EVENTS, MOST_CURVES = 12, 300, 8
@@ -46,7 +45,7 @@ def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:
     for title, names in list(grouped(view.metrics).items())[:MOST_METRICS]:
         sections.append(metric_section(view, names[0] if len(names) == 1 else title, names))
     sections += [
-        *_groups(view), *_quarters(data), *later, *_histograms(view), *classes, *_events(view),
+        *_groups(view), *_quarters(view), *later, *classes, *_events(view),
         *_configuration(data, run),
     ]  # fmt: skip
     what = "" if view.run is None else f"{view.run.data} · policy {clean(view.run.policy, 40)}"
@@ -133,10 +132,10 @@ def _groups(view: View) -> Iterator[Data]:
     )  # fmt: skip
 
 
-def _quarters(data: ReportData) -> Iterator[Data]:
-    if len(data.bounds) < 2:
+def _quarters(view: View) -> Iterator[Data]:
+    if len(view.bounds) < 2:
         return
-    steps, values = data.bounds[:, 0].tolist(), data.bounds[:, 1:]
+    steps, values = [each.step for each in view.bounds], np.array([each.values for each in view.bounds])
     bands = [
         {"name": f"Q{q}", "look": f"q{q}", "x": steps, "low": known(values[:, q - 1]), "high": known(values[:, q])}
         for q in (1, 2, 3, 4)
@@ -144,24 +143,6 @@ def _quarters(data: ReportData) -> Iterator[Data]:
     can_log = bool((values[np.isfinite(values)] > 0).all())
     drawn = chart("loss ranges of the quarters over the steps", bands, x_name="step", log=can_log)
     yield section("Quarters by loss", drawn, note="Loss ranges of the four quarters of the samples.", kind="half")
-
-
-def _histograms(view: View) -> Iterator[Data]:
-    survey = view.survey
-    if survey is None or not survey.uses_counts or not survey.loss_counts or not survey.uses_range:
-        return
-    least, most = float(survey.uses_range[0]), float(survey.uses_range[-1])
-    # Each bar is centred on its numbers.
-    wide = math.ceil((most - least + 1) / len(survey.uses_counts)) * len(survey.uses_counts)
-    low, high = (float(survey.loss_range[0]), float(survey.loss_range[-1])) if survey.loss_range else (0.0, 1.0)
-    is_log = survey.loss_is_log and 0 < low < high
-    loss = "loss per sample" + (", its power of ten" if is_log else "")
-    ends = (math.log10(low), math.log10(high)) if is_log else range_of([low, high])
-    yield section(
-        "How often, how hard", bars("uses per sample", survey.uses_counts, (least - 0.5, least - 0.5 + wide)),
-        bars(loss, survey.loss_counts, ends), kind="half",
-        note="The outermost bars of the losses include everything beyond them.",
-    )  # fmt: skip
 
 
 def _events(view: View) -> Iterator[Data]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import shlex
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from ..dashboard.state.curve import range_of
 from ..events.text import clean, number, share
 from ..journal.samples import verdict_text
+from ..table.labels.overview import Overview
 from ..table.quantiles import top
 from .data import Confusion, DataMap, Row, SamplesData, confusion_of, label_text
 from .document import Data, bars, chart, curve, document, known, section, table
@@ -163,8 +163,8 @@ NO_LOOK = Look()
 MOST_CLASSES = 100
 CELLS, GRID = (60, 34), (8, 6)
 """Cells of the map and its regions, along the variation and the mean."""
-SHOWN, MOST_IDS, BEYOND = 6, 100_000, 26.0
-"""Samples of a region that are shown; ids that a page holds; a bound that no margin reaches, in place of infinity."""
+SHOWN, MOST_IDS = 6, 100_000
+"""Samples of a region that are shown; ids that a page holds."""
 
 
 def samples_page(data: SamplesData, look: Look) -> str:
@@ -282,25 +282,18 @@ def regions_of(data_map: DataMap) -> Iterator[Region]:
     """The regions that hold any samples; the outermost reach to infinity."""
     known = np.flatnonzero(np.isfinite(data_map.mean) & np.isfinite(data_map.spread))
     known = known[np.argsort(-data_map.mean[known], kind="stable")]
-    ranges = _ranges(data_map)
-    ends = []
-    for (low, high), count in zip(ranges, GRID, strict=True):
-        # Rounded to what is printed.
-        inner = [float(f"{value:.3g}") for value in np.linspace(low, high, count + 1)[1:-1]]
-        ends.append([-math.inf, *inner, math.inf])
-    places = [
-        np.searchsorted(edges[1:-1], values[known], side="right")
-        for edges, values in zip(ends, (data_map.spread, data_map.mean), strict=True)
-    ]
+    ends, places = [], []
+    for values, (low, high), count in zip((data_map.spread, data_map.mean), _ranges(data_map), GRID, strict=True):
+        # As wide as the numbers that they part.
+        inner = np.linspace(low, high, count + 1)[1:-1].astype(values.dtype)
+        places.append(np.searchsorted(inner, values[known], side="right"))
+        ends.append([-math.inf, *inner.tolist(), math.inf])
     for column, row in np.ndindex(*GRID):
         indices = known[(places[0] == column) & (places[1] == row)]
         if len(indices):
             spans = [(edges[at], edges[at + 1]) for edges, at in zip(ends, (column, row), strict=True)]
-            (left, right), (low, high) = (
-                np.clip((np.array(span) - start) / (end - start), 0, 1).tolist()
-                for span, (start, end) in zip(spans, ranges, strict=True)
-            )
-            yield Region(spans[0], spans[1], (left, 1 - high, right - left, high - low), indices)
+            box = (column / GRID[0], 1 - (row + 1) / GRID[1], 1 / GRID[0], 1 / GRID[1])
+            yield Region(spans[0], spans[1], box, indices)
 
 
 def _ranges(data_map: DataMap) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -334,12 +327,6 @@ def map_section(data: SamplesData, look: Look) -> Iterator[Data]:
             rows = [[index, samples.name_of(index)] for index in np.sort(indices).tolist()]
             save = {"file": "region.csv", "say": "Save their ids as CSV"}
             region["save"] = {**save, "columns": ["index", "name"], "rows": rows}
-        if not data_map.num_epochs and data.folder is not None:
-            bounds = " ".join(
-                f"--{name} {max(start, -BEYOND):g} {min(end, BEYOND):g}"
-                for name, (start, end) in (("margin", means), ("variability", spans))
-            )
-            region["command"] = f"learnit-r8 samples {shlex.quote(clean(data.folder))} {bounds} --csv"
         regions.append(region)
     circles = [
         [clean(samples.name_of(index), 80), float(spread[index]), float(mean[index])]
@@ -372,7 +359,7 @@ def overview(data: SamplesData) -> Iterator[Data]:
     """The calibration of the model and when it learnt the samples; nothing without predictions."""
     if data.overview is None:
         return
-    yield _calibration(data)
+    yield _calibration(data.overview)
     known = data.overview.given >= 0
     learned, forgotten = data.overview.learned[known], data.overview.forgotten[known].astype(np.int64)
     charts = []
@@ -391,26 +378,16 @@ def overview(data: SamplesData) -> Iterator[Data]:
     yield section("Learnt when, forgotten how often", *charts, note=note, kind="half")
 
 
-def _calibration(data: SamplesData) -> Data:
-    """The reliability diagram of the end, and calibration over the kept epochs."""
-    if not data.calibrations:
+def _calibration(overview: Overview) -> Data:
+    """The reliability diagram."""
+    last = overview.calibration()
+    if last is None:
         reason = "the losses are not the cross entropies of the predictions, so how sure the model was is unknown"
         return section("Calibration", {"text": f"Not shown: {reason}."}, kind="half")
-    last = data.calibrations[-1][1]
     known = last.counts > 0
     exact = curve("sure and right as often", [0, 1], [0, 1], kind="plan")
-    blocks = [chart("how often right by how sure",
-                    [curve("how often right", last.confidence[known], last.accuracy[known], dots=True), exact],
-                    x_name="sure", range=[0, 1], **{"from": 0, "to": 1})]  # fmt: skip
-    if len(data.calibrations) > 1:
-        epochs = [epoch + 1 for epoch, _ in data.calibrations]
-        kept = [one for _, one in data.calibrations]
-        series = [
-            curve("how sure", epochs, [one.mean(one.confidence) for one in kept], "c1"),
-            curve("how often right", epochs, [one.mean(one.accuracy) for one in kept]),
-            curve("calibration error", epochs, [one.error for one in kept], "c3"),
-        ]
-        blocks.append(chart("calibration over the epochs", series, x_name="epoch", range=[0, 1], height=110))
+    right = curve("how often right", last.confidence[known], last.accuracy[known], dots=True)
+    drawn = chart("how often right by how sure", [right, exact], x_name="sure", range=[0, 1], **{"from": 0, "to": 1})
     gap = last.mean(last.confidence) - last.mean(last.accuracy)
     word = "too sure" if gap > 0 else "not sure enough"
     note = (
@@ -418,7 +395,7 @@ def _calibration(data: SamplesData) -> Data:
         f"often that was the label. On average it is {share(abs(gap), 1)} {word}; calibration error "
         f"{number(last.error, 2)}. These are samples that it was trained on; on new ones expect it to be worse."
     )
-    return section("Calibration", *blocks, note=note, kind="half")
+    return section("Calibration", drawn, note=note, kind="half")
 
 
 def classes(data: SamplesData) -> Iterator[Data]:

@@ -199,4 +199,4 @@ def test_a_run_is_found_without_its_time(tmp_path, capsys, monkeypatch):
     assert find_run("letters").name == "20260103-101010-letters"
     assert find_run("dig").name in ("20260101-101010-digits", "20260102-101010-digits")
     assert main(["status", "leters"]) == 1
-    assert "Did you mean 20260103-101010-letters?" in capsys.readouterr().err
+    assert "Did you mean 'letters'?" in capsys.readouterr().err

@@ -10,12 +10,8 @@ import pytest
 
 from learnit_r8 import R8Scheduler, events
 from learnit_r8.cli import main
-from learnit_r8.cli.pages import painted
-from learnit_r8.dashboard.render.curves import chart_of, curve_of
+from learnit_r8.dashboard.render.curves import curve_of
 from learnit_r8.dashboard.state.view import View
-from learnit_r8.dashboard.text import width_of
-from learnit_r8.dashboard.theme import choose_theme
-from learnit_r8.dashboard.watch import look
 from learnit_r8.journal.run import Run, git_commit
 from learnit_r8.report.comparison import write_comparison
 from tests.cli.commands import printed
@@ -114,23 +110,6 @@ def test_runs_of_one_name_are_told_apart_and_texts_are_safe(tmp_path):
     assert {"b", "i"}.isdisjoint(page.tags)
     assert [row[0] for row in page.blocks("Runs", "table")[0]["rows"]] == [f"<b>{place}" for place in range(8)]
     assert len({one["look"] for one in page.charts("<i>").values()}) == 8
-
-
-def test_curves_over_each_other_fit_the_screen(runs):
-    """In a terminal the curves of all runs are in one chart, each in a style of its own, at any size."""
-    views = []
-    for name in VALUES:
-        views.append(look(runs / name).view)
-    theme = choose_theme({"TERM": "xterm-256color"})
-    for width, height in ((20, 5), (80, 14), (120, 20)):
-        lines = chart_of(views, list(VALUES), "val_loss", width, height, theme)
-        assert all(width_of("".join(span.text for span in line)) <= width for line in lines)
-    styles = {span.style for line in lines for span in line if any("\u2800" < mark <= "\u28ff" for mark in span.text)}
-
-    assert styles == {"loss", "lr", "metric"}
-    assert painted(lines[1], theme).count("\x1b[38;5;") == 3
-    assert painted(lines[1], choose_theme({"TERM": "screen"})).count("\x1b[3") == 3
-    assert "\x1b" not in painted(lines[1], choose_theme({"TERM": "dumb"}))
 
 
 def test_a_curve_ends_where_its_run_has_ended(tmp_path):

@@ -27,10 +27,11 @@ from tests.journal.run_folders import STARTED, folder_with, hundred, steps
 from tests.terminals import Terminal
 
 
-def test_once_prints_a_picture(tmp_path, capsys):
+def test_once_prints_a_picture(tmp_path, capsys, monkeypatch):
     """`--once` prints one picture of the asked size as plain text, in ASCII where that is wanted."""
+    monkeypatch.setenv("R8_GLYPHS", "ascii")
     folder_with(tmp_path, STARTED, *hundred(), events.RunEnded(1000, 100.0, True))
-    assert main(["watch", str(tmp_path), "--once", "--width", "70", "--height", "20", "--ascii"]) == 0
+    assert main(["watch", str(tmp_path), "--once", "--width", "70", "--height", "20"]) == 0
     watched = capsys.readouterr().out
     assert main(["replay", str(tmp_path), "--to", "500", "--once", "--width", "70", "--height", "20"]) == 0
     replayed = capsys.readouterr().out

@@ -62,7 +62,7 @@ def test_key_goes_through_the_themes():
 @pytest.mark.parametrize("name", NAMES)
 def test_themes_have_every_style(name):
     """Every theme has the same styles."""
-    assert choose_theme({"TERM": "xterm"}, name=name).styles.keys() == COLOURS.keys()
+    assert choose_theme({"TERM": "xterm", "R8_THEME": name}).styles.keys() == COLOURS.keys()
 
 
 def test_theme_none_has_no_colour():
@@ -73,13 +73,13 @@ def test_theme_none_has_no_colour():
 
 
 @pytest.mark.parametrize(("how", "text"), [
-    ({"name": "pink"}, "theme must be one of .*, got 'pink'"),
-    ({"glyphs": "runes"}, "glyphs must be one of .*, got 'runes'"),
+    ({"R8_THEME": "pink"}, "theme must be one of .*, got 'pink'"),
+    ({"R8_GLYPHS": "runes"}, "glyphs must be one of .*, got 'runes'"),
 ])  # fmt: skip
 def test_unknown_choice_is_refused(how, text):
     """A forced theme or set of characters that does not exist is a ValueError."""
     with pytest.raises(ValueError, match=text):
-        choose_theme({"TERM": "xterm"}, **how)
+        choose_theme({"TERM": "xterm", **how})
 
 
 EIGHT = [
@@ -120,7 +120,7 @@ def contrast(one, other):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_every_colour_can_be_read_on_its_ground(name, term):
     """Texts have a contrast of 4.5 to 1 at least, marks of 3 to 1, on each ground that the theme is for."""
-    theme = choose_theme({"TERM": term}, name=name)
+    theme = choose_theme({"TERM": term, "R8_THEME": name})
     grounds = LIGHT if name.endswith("light") else DARK
     # With eight colours only black and white: what a terminal calls red goes with its own ground.
     for ground in grounds if theme.num_colours == 256 else grounds[:1]:

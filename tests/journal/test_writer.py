@@ -24,7 +24,10 @@ from tests.journal.test_summary import step
 def journal(folder, clock=None, **more):
     """A journal that writes when it is told to."""
     clock = clock or FakeClock()
-    return Journal(folder, clock=clock, wall=lambda: 1000 + clock.now, in_background=False, **more)
+    written = Journal(folder, clock=clock, wall=lambda: 1000 + clock.now, **more)
+    # Its thread writes when it is closed.
+    written.every_seconds = 3600.0
+    return written
 
 
 def told(folder):

@@ -87,12 +87,6 @@ def test_wandb_run_of_the_user_stays_open(tmp_path, monkeypatch):
     assert config["r8/initial_lr"] == "0.01"
 
 
-def test_trackio_is_said_to_be_a_recipe():
-    """The argument that named it says where the guide has a logger for it."""
-    with pytest.raises(TypeError, match=r"library is gone, got 'trackio'.*docs/loggers.md has one of your own"):
-        Wandb(library="trackio", project="r8-tests")
-
-
 # Of what MLflow calls in SQLAlchemy.
 @pytest.mark.program
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

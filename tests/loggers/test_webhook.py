@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from learnit_r8 import events, loggers
+from learnit_r8 import events
 from tests.dashboard.state.told import start, steps
 
 GUIDE = Path(__file__).parents[2] / "docs" / "loggers.md"
@@ -87,15 +87,3 @@ def test_a_server_that_fails_costs_the_post_alone(webhook, server):
     logger.error.close()
     assert [each["kind"] for each in server.posted] == ["finished"]
     assert logger.num_lost == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "instead"),
-    [("Webhook", r"docs/loggers.md has it"), ("CsvFile", "learnit-r8 export prints"), ("JsonLines", r"events.jsonl")],
-)
-def test_a_logger_that_is_gone_says_what_to_use(name, instead):
-    """Whoever imports it is shown what does the same."""
-    with pytest.raises(ImportError, match=rf"{name} is not here; .*{instead}"):
-        exec(f"from learnit_r8.loggers import {name}")
-
-    assert not hasattr(loggers, name)

@@ -1,6 +1,5 @@
-"""The data at a glance in a report, in a notebook and on the command line."""
+"""The data at a glance in a report and in a notebook."""
 
-import csv
 import html
 import itertools
 import math
@@ -10,13 +9,10 @@ import numpy as np
 import pytest
 
 from learnit_r8 import predictions_of
-from learnit_r8.cli import main
-from learnit_r8.journal.samples import sample_epochs
 from learnit_r8.report import DataView, write_report
 from learnit_r8.report.data import SamplesData, report_data
 from learnit_r8.report.samples import NO_LOOK, regions_of, samples_page
 from learnit_r8.table.labels.evidence import EVIDENCE
-from tests.cli.commands import printed
 from tests.drive import make
 from tests.report.sample_files import samples
 from tests.report.test_page import Page, trained
@@ -43,7 +39,7 @@ def run(tmp_path_factory):
 
 
 def test_report_shows_the_data_at_a_glance(run, tmp_path):
-    """Map, quality of each class, what the model confuses, calibration of all epochs, when samples were learnt."""
+    """Map, quality of each class, what the model confuses, calibration, when samples were learnt."""
     read = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
     said = read.said
 
@@ -52,7 +48,6 @@ def test_report_shows_the_data_at_a_glance(run, tmp_path):
     assert "by its mean margin" in said
     assert {"ant", "bee", "<cow>"} <= set(read.texts)
     assert "cow" not in read.tags
-    assert [epoch for epoch, _ in report_data(run.run_dir).samples.calibrations] == sample_epochs(run.run_dir)
 
 
 def test_regions_of_the_map_hold_every_sample_once(run, tmp_path):
@@ -66,44 +61,25 @@ def test_regions_of_the_map_hold_every_sample_once(run, tmp_path):
     assert all(region["cards"] for region in drawn["regions"])
 
 
-def test_command_of_a_region_lists_its_samples(run, tmp_path, capsys):
-    """The command in the page gives the very samples of the region, and so does the overview of the table."""
-    page = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
-    (drawn,) = page.blocks("Data map", "map")
-    commands = [region["command"].partition(" --margin ")[2] for region in drawn["regions"]]
-    found = list(regions_of(report_data(run.run_dir).samples.data_map))
-
-    assert len(commands) == len(found)
-    for command, region in zip(commands[::5], found[::5], strict=True):
-        _, lines = printed(capsys, "samples", run.run_dir, "--margin", *command.split())
-        assert [int(row["index"]) for row in csv.DictReader(lines)] == region.indices.tolist()
+def test_overview_of_the_table_knows_the_regions(run):
+    """The ends of a region in the page give its very samples from the table."""
+    for region in regions_of(report_data(run.run_dir).samples.data_map):
         assert run.table.overview().region(region.mean, region.spread).tolist() == sorted(region.indices)
-    _, lines = printed(capsys, "samples", run.run_dir, "--margin", "0", "26", "--top", "3")
-    assert {"margin", "forgotten", "label"} <= set(lines[1].split())
 
 
-def test_command_refuses_what_is_no_region(run, tmp_path, capsys):
-    """A range upside down, and a run without predictions, are said in one line."""
-    assert main(["samples", str(run.run_dir), "--margin", "2", "1"]) == 1
-    assert "--margin must be a range (low, high) with low <= high" in capsys.readouterr().err
-    assert main(["samples", str(trained(tmp_path / "run")), "--variability", "0", "1"]) == 1
-    assert "--margin and --variability need predictions beside the losses" in capsys.readouterr().err
-
-
-def test_map_of_losses_has_regions_without_a_command(tmp_path):
-    """Without predictions the map is that of the losses; its regions save ids, and no command knows them."""
+def test_map_of_losses_has_regions(tmp_path):
+    """Without predictions the map is that of the losses; its regions save ids."""
     page = write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text()
 
     said = Page(page).said
     assert "by its mean loss and how much it varied over" in said
     assert "region.csv" in said
-    assert "--margin" not in said
     assert "Quality of each class" not in said
 
 
 @pytest.mark.parametrize("of", ["run folder", "scheduler", "table"])
 def test_notebook_shows_the_same(run, of):
-    """The view of a notebook is the panels on samples in a frame of its own; of a live table without a command."""
+    """The view of a notebook is the panels on samples in a frame of its own."""
     source = {"run folder": run.run_dir, "scheduler": run, "table": run.table}[of]
     frame = DataView(source, describe=lambda index: f"photo {index}")._repr_html_()
     (page,) = re.findall(r'<iframe [^>]* srcdoc="([^"]*)"></iframe>', frame)
@@ -111,7 +87,6 @@ def test_notebook_shows_the_same(run, of):
 
     assert "Quality of each class" in said
     assert "photo 0" in said
-    assert ("--margin" in said) == (of == "run folder")
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -97,7 +97,7 @@ def test_page_has_every_part(tmp_path):
 
     assert page.titles == [
         "", "Loss", "Learning rate", "accuracy", "Quarters by loss", "What the samples say", "Hardest samples",
-        "Data map", "How often, how hard", "Events", "Configuration",
+        "Data map", "Events", "Configuration",
     ]  # fmt: skip
     assert (page.data["title"], page.data["state"]) == ("a run", "finished")
     assert {"initial_lr", "numpy"} <= set(page.texts)

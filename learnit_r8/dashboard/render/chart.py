@@ -164,9 +164,8 @@ def scale_of_all(curves: Sequence[Floats], *, is_log: bool = False) -> Scale:
 
 
 def plot(
-    curves: Sequence[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale, *, haze: Columns | None = None,
-    haze_style: str = "range", plan_from: int | None = None,
-) -> list[Line]:  # fmt: skip
+    curves: Sequence[tuple[Floats, str]], height: int, glyphs: Glyphs, scale: Scale, *, haze: Columns | None = None
+) -> list[Line]:
     """Draw curves, each in its style, behind LABEL cells of values; where they meet, the cell has the later style.
 
     Args:
@@ -175,13 +174,9 @@ def plot(
         glyphs: Characters.
         scale: The vertical scale.
         haze: The range behind the curves; columns beyond the top of the scale are marked.
-        haze_style: Style of its cells.
-        plan_from: First column of the plan, which is drawn dotted and dimmed.
     """
-    kinds, text = _cells([values for values, _ in curves], height, scale, glyphs, haze, plan_from)
-    styles = ("" if haze is None else haze_style, *(style for _, style in curves), "plan", "alert")
-    if plan_from is not None:
-        kinds[:, plan_from // dots(glyphs) :] = len(styles) - 2
+    kinds, text = _cells([values for values, _ in curves], height, scale, glyphs, haze)
+    styles = ("" if haze is None else "range", *(style for _, style in curves), "alert")
     if haze is not None:
         beyond = np.nan_to_num(haze.high, nan=-np.inf) > scale.top + 1e-9 * abs(scale.top)
         over: NDArray[np.bool_] = np.logical_or.reduce(beyond.reshape(-1, dots(glyphs)), axis=1)
@@ -208,7 +203,7 @@ def _levels(values: Floats, scale: Scale, size: int) -> Kinds:
 
 
 def _cells(
-    curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None, plan_from: int | None
+    curves: list[Floats], height: int, scale: Scale, glyphs: Glyphs, haze: Columns | None
 ) -> tuple[Kinds, list[str]]:
     """Which curve goes through each cell (0: none), and the characters."""
     tall, wide = glyphs.cell
@@ -226,8 +221,6 @@ def _cells(
         before = np.where(before == size, levels, before)
         # Without gaps: each column reaches to the one before.
         line = (rows >= np.minimum(levels, before + 1)) & (rows <= np.maximum(levels, before - 1)) & (levels < size)
-        if plan_from is not None:
-            line[:, plan_from:] &= np.arange(plan_from, len(values)) % 3 != 2
         kinds[line.reshape(shape).any(axis=(1, 3))] = number
         dotted |= line
     places = dotted.reshape(shape).transpose(0, 2, 1, 3).reshape(height, -1, tall * wide)
@@ -241,42 +234,33 @@ def axis(
     width: int, first: int, last: int, glyphs: Glyphs, marks: Sequence[tuple[int, str]], ends: tuple[str, str]
 ) -> Line:
     """The horizontal axis from one step to another, with letters at the steps of events and a text at each end."""
-    cells = [glyphs.line] * width
-    placed = [
-        (min(width - 1, (step - first) * width // max(1, last - first)), letter)
-        for step, letter in marks
-        if first <= step <= last and width
-    ]
-    for place, letter in placed:
-        if letter != SAVED:
-            cells[place] = letter
+
+    def place(step: float) -> int:
+        return min(width - 1, int((step - first) * width // max(1, last - first)))
+
+    shown = [(place(step), letter) for step, letter in marks if first <= step <= last and width]
+    letters = {at: letter for at, letter in shown if letter != SAVED}
+    cells = [letters.get(at, glyphs.line) for at in range(width)]
     begin, end = ends
-    # The mark of a refusal or a restore matters more than a number.
-    begin = "" if any(letter in "SB" for letter in cells[: len(begin)]) else begin
-    end = "" if any(letter in "SB" for letter in cells[max(0, width - len(end)) :]) else end
     if len(begin) + len(end) + 2 < width:
-        cells[: len(begin)] = begin
-        cells[width - len(end) :] = end
-        if begin == f"{first:,}":
-            # Round steps between the ends, centred where they are, unless something is there.
-            free = list(cells)
-            for value in round_ticks(first, last, max(2, width // LEAST_TICK)):
-                label = f" {value:,.0f} "
-                left = int((value - first) * width // max(1, last - first)) - len(label) // 2
-                is_between = len(begin) < left and left + len(label) < width - len(end)
-                if is_between and value == int(value) and len(set(free[left : left + len(label)])) == 1:
-                    cells[left : left + len(label)] = label
+        for left, text in ((0, begin), (width - len(end), end)):
+            # The mark of a refusal or a restore matters more than a number.
+            if not {"S", "B"} & set(cells[left : left + len(text)]):
+                cells[left : left + len(text)] = text
+        # Round steps between the ends, centred where they are, unless something is there.
+        rounds = round_ticks(first, last, max(2, width // LEAST_TICK)) if begin == f"{first:,}" else []
+        for value in rounds:
+            label = f" {value:,.0f} "
+            left = place(value) - len(label) // 2
+            room = cells[max(0, left - 1) : left + len(label) + 1]
+            if value == int(value) and room == [glyphs.line] * (len(label) + 2):
+                cells[left : left + len(label)] = label
     # A checkpoint comes every epoch: a grey tick, which leaves the numbers alone.
-    for place, letter in placed:
-        if letter == SAVED and cells[place] == glyphs.line:
-            cells[place] = glyphs.tick
+    for at, letter in shown:
+        if letter == SAVED and cells[at] == glyphs.line:
+            cells[at] = glyphs.tick
     spans = [Span(" " * (LABEL - 1) + glyphs.corner, "rule")]
-    text = "".join(cells)
-    start = 0
-    letters = {letter for _, letter in marks} - {SAVED}
-    for place, character in enumerate(text):
-        if character in letters and len(begin) <= place < width - len(end):
-            spans += [Span(text[start:place], "rule"), Span(character, "alert" if character in "SB" else "key")]
-            start = place + 1
-    spans.append(Span(text[start:], "rule"))
+    for letter, group in itertools.groupby(enumerate(cells), lambda cell: letters.get(cell[0]) == cell[1] and cell[1]):
+        style = "alert" if letter in ("S", "B") else "key" if letter else "rule"
+        spans.append(Span("".join(character for _, character in group), style))
     return tuple(spans)

@@ -69,27 +69,21 @@ def rate_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
     """The learning rate: the rates so far, then the plan, with a mark at the present."""
     glyphs = theme.glyphs
     cells = max(1, width - LABEL)
-    columns, done = rate_columns(view, cells * dots(glyphs))
+    num = cells * dots(glyphs)
+    done = num if not view.lr_plan else min(num, round(view.progress * num))
+    rates, planned = np.full((2, num), np.nan)
+    if done and not view.lr.is_empty:
+        rates[:done] = view.lr.columns(done, 0, max(1, view.step)).mean
+    if view.lr_plan:
+        places = (np.arange(done, num) + 0.5) / num
+        planned[done:] = np.interp(places, np.linspace(0, 1, len(view.lr_plan)), view.lr_plan)
     title = rule("learning rate", width, glyphs, "done, plan" if view.lr_plan else "")
-    if np.isnan(columns.mean).all():
+    if np.isnan([rates, planned]).all():
         return [title, remark("no rate used yet")]
-    curve, rows = [(columns.mean, "lr")], max(1, height - 2)
-    drawn = plot(curve, rows, glyphs, scale_of(columns), haze=columns, haze_style="lr", plan_from=done)
+    curves = [(rates, "lr"), (planned, "plan")]
+    drawn = plot(curves, max(1, height - 2), glyphs, scale_of_all([rates, planned]))
     place, ends = min(cells - 1, done // dots(glyphs)), ("0%", "100%") if view.lr_plan else ("", "")
     return [title, *drawn, axis(cells, 0, cells, glyphs, [(place, glyphs.dot)], ends)][:height]
-
-
-def rate_columns(view: View, num: int) -> tuple[Columns, int]:
-    """The rates over the whole run, and the first column of the plan."""
-    done = num if not view.lr_plan else min(num, round(view.progress * num))
-    values = np.full(num, np.nan)
-    if done and not view.lr.is_empty:
-        values[:done] = view.lr.columns(done, 0, max(1, view.step)).mean
-    if view.lr_plan and done < num:
-        plan = np.asarray(view.lr_plan, np.float64)
-        places = (np.arange(done, num) + 0.5) / num
-        values[done:] = np.interp(places, np.linspace(0, 1, len(plan)), plan)
-    return Columns(values, values, values), done
 
 
 def metric_panel(view: View, ui: UiState, width: int, height: int, theme: Theme) -> list[Line]:
@@ -195,24 +189,3 @@ def curve_of(view: View, name: str, num: int, first: int, last: int) -> NDArray[
     if np.isnan(curve).all() and first <= steps[-1] <= last:
         curve[min(num - 1, int((steps[-1] - first) / max(1, last - first) * num))] = values[-1]
     return curve
-
-
-RUN_STYLES = ("loss", "lr", "metric", "q4", "q3", "label")
-"""Styles of the curves of several runs, over and over."""
-LOSSES = "loss of the batches, over the steps"
-
-
-def chart_of(
-    views: Sequence[View], names: Sequence[str], metric: str, width: int, height: int, theme: Theme
-) -> list[Line]:
-    """The curves of any number of runs over each other: of a metric, or with "" of the losses of batches."""
-    kinds = [RUN_STYLES[place % len(RUN_STYLES)] for place in range(len(views))]
-    called = [(Span(clip(name, 30, theme.glyphs.ellipsis), kind),) for name, kind in zip(names, kinds, strict=True)]
-    lines = [rule(metric or LOSSES, width, theme.glyphs), joined(called, width)]
-    cells, last = max(1, width - LABEL), max(1, *(view.step for view in views))
-    curves = [curve_of(view, metric or BATCH_LOSS, cells * dots(theme.glyphs), 0, last) for view in views]
-    if np.isnan(curves).all():
-        return [*lines, remark("nothing reported yet")]
-    pairs = list(zip(curves, kinds, strict=True))
-    lines += plot(pairs, max(1, height - 3), theme.glyphs, scale_of_all(curves))
-    return [*lines, axis(cells, 0, last, theme.glyphs, [], ("0", f"{last:,}"))]

@@ -86,10 +86,6 @@ def loss_line(view: View, width: int) -> Line:
         labelled("best", f"{number(view.best.value)} @{view.best.step:,}", "") if view.best else (),
         rate_part(view),
     ]
-    survey = view.survey
-    if survey is not None and len(survey.mean) == 4 and width >= WIDE:
-        mean = sum(value * part for value, part in zip(survey.mean, survey.share, strict=False))
-        parts.append(labelled("all samples", number(mean), ""))
     return (Span(" "), *joined(parts, width - 1))
 
 

@@ -135,7 +135,7 @@ def ribbon_panel(view: View, ui: UiState, width: int, height: int, theme: Theme)
     first, last = window(view, ui)
     cells = max(1, width - LABEL)
     title = rule("quartile bounds of the samples' loss", width, glyphs, "Q1|Q2, Q2|Q3, Q3|Q4")
-    bounds = [point for point in view.bounds if len(point.values) == 5 and first <= point.step]
+    bounds = [point for point in view.bounds if first <= point.step]
     if len(bounds) < 2:
         return [title, remark(view.no_table or "known after two surveys")]
     steps = np.array([point.step for point in bounds], float)

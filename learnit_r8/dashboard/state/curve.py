@@ -144,14 +144,11 @@ class Curve:
 
     def columns(self, num: int, first: int, last: int) -> Columns:
         """The curve after ``first`` steps and up to ``last`` steps, which are more, in ``num`` >= 1 columns."""
-        begin, end = first // self.width, min(self._size, -(-last // self.width))
+        begin, end = min(self._size - 1, first // self.width), min(self._size, -(-last // self.width))
         # Float edges: every column takes at least the stretch in which its left edge lies.
         edges = (first + (last - first) * np.arange(num + 1) / num) / self.width
         starts = np.clip(edges[:-1].astype(np.int64), begin, max(begin, end - 1))
         known = edges[:-1] < max(end, begin)
-        if begin >= self._size:
-            nothing = np.full(num, np.nan)
-            return Columns(nothing, nothing, nothing)
         if end - begin >= num:
             joined = zip(self._values, _JOINS, strict=True)
             count, total, low, high = (join.reduceat(values[:end], starts) for values, join in joined)

@@ -56,8 +56,7 @@ class Capture:
             with contextlib.suppress(OSError):
                 os.unlink(name)
         self._fd, self._reader = writer, reader
-        self._began = self._seen = os.lseek(self._reader, 0, os.SEEK_END)
-        self._left_at = self._began
+        self._seen = os.lseek(self._reader, 0, os.SEEK_END)
         self._streams: list[_Stream] = []
         self._swapped: list[tuple[Any, TextIO]] = []
         self._real_stderr: int | None = None
@@ -110,7 +109,7 @@ class Capture:
             stream.lock = threading.RLock()
 
     def append(self, text: str) -> None:
-        """Write whole lines to the file; memory holds the newest of those that cannot be written."""
+        """Write whole lines to the file; those that cannot be written are among the new lines all the same."""
         try:
             os.write(self._fd, text.encode("utf-8", errors="backslashreplace"))
         except OSError:
@@ -122,31 +121,15 @@ class Capture:
         skipped = end - self._seen > MOST_READ
         if skipped:
             self._seen = end - MOST_READ
-        data = self._read(self._seen, end)
+        os.lseek(self._reader, self._seen, os.SEEK_SET)
+        data = os.read(self._reader, end - self._seen)
         whole = data.rfind(b"\n") + 1
-        # A line without an end waits for its rest until it is too long.
-        if not whole and len(data) > LONGEST_LINE:
+        # A line without an end waits for its rest until it is too long, or nothing is captured any more.
+        if not self.is_on or (not whole and len(data) > LONGEST_LINE):
             whole = len(data)
         self._seen += whole
-        return _lines(data[:whole])[1 if skipped else 0 :]
-
-    def lines_since_left(self, most: int) -> list[str]:
-        """The last lines since the last call of this method."""
-        began, self._left_at = self._left_at, os.lseek(self._reader, 0, os.SEEK_END)
-        return self._end(began)[-most:]
-
-    def tail(self, most: int) -> list[str]:
-        """The last lines of this run; lines that could not be written come last."""
-        return (self._end(self._began) + list(self._unsaved))[-most:]
-
-    def _end(self, began: int) -> list[str]:
-        """The lines from a place on; of very many the last ones."""
-        end = os.lseek(self._reader, 0, os.SEEK_END)
-        return _lines(self._read(max(began, end - MOST_READ), end))
-
-    def _read(self, begin: int, end: int) -> bytes:
-        os.lseek(self._reader, begin, os.SEEK_SET)
-        return os.read(self._reader, end - begin)
+        unsaved = [self._unsaved.popleft() for _ in range(len(self._unsaved))]
+        return _lines(data[:whole])[1 if skipped else 0 :] + unsaved
 
     def _swap_handlers(self) -> None:
         """Have logging handlers that hold the real stdout write to the stand-in; those on stderr go by descriptor."""

@@ -50,7 +50,7 @@ ANY_SCENE = st.builds(
 )
 
 THEMES = [
-    choose_theme({"TERM": "xterm-256color"}, glyphs=glyphs, name=name)
+    choose_theme({"TERM": "xterm-256color", "R8_GLYPHS": glyphs, "R8_THEME": name})
     for glyphs in ("braille", "blocks", "ascii")
     for name in NAMES
 ]

@@ -128,33 +128,33 @@ def test_of_very_much_the_end_is_shown(tmp_path):
         assert len(path.read_text().splitlines()) == 20_000
 
 
-def test_tail_is_of_this_run(tmp_path):
-    """The end shown afterwards has nothing of an earlier session in the same file."""
+def test_lines_are_of_this_run(tmp_path):
+    """What is shown has nothing of an earlier session in the same file."""
     (tmp_path / "output.log").write_text("an earlier session\n")
     with captured(tmp_path) as (capture, path):
         print("this one")
 
-    assert capture.tail(20) == ["this one"]
+    assert capture.new_lines() == ["this one"]
     assert path.read_text() == "an earlier session\nthis one\n"
 
 
-def test_without_a_file_the_tail_is_kept(capfd):
+def test_without_a_file_the_text_is_kept(capfd):
     """A capture without a path keeps what was printed too."""
     capture = Capture()
     capture.start()
     print("kept")
     capture.stop()
 
-    assert capture.tail(5) == ["kept"]
+    assert capture.new_lines() == ["kept"]
 
 
 def test_what_a_full_disk_refuses_is_kept(monkeypatch, tmp_path):
-    """Lines that the disk refuses raise nothing, and are shown at the end."""
+    """Lines that the disk refuses raise nothing, and are shown."""
     with captured(tmp_path) as (capture, _):
         monkeypatch.setattr(capture, "_fd", os.open("/dev/full", os.O_WRONLY))
         print("no room")
 
-    assert capture.tail(5) == ["no room"]
+    assert capture.new_lines() == ["no room"]
 
 
 def test_many_threads_print_whole_lines(tmp_path):
