@@ -255,7 +255,7 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     is_sound = is_whole is not False and not is_blind and not (may_be_swollen and model.is_swollen())
     if not is_sound:
         # A run that ends before the experiment goes on from what has repeated its record.
-        case.of_present.update((each, math.inf) for each in reversed(case.known))
+        case.of_present.update(dict.fromkeys(reversed(case.known), math.inf))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
         return Finding("healthy", f"the weights are healthy: {case.present_text}")

@@ -32,7 +32,7 @@ from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_ea
 from .model import LiveModel, Witnesses
 from .policy import Recovery, TrainingDiverged
 from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK, START_UPDATES
-from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
+from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text
@@ -176,16 +176,14 @@ class RecoveryController:
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
-        backups, witnesses = self._persistence.backup.backups, self.witnesses
-        is_first = witnesses.waiting is not None or (backups and not backups[-1].witness)
-        if is_first and not self.is_open:
-            witnesses.note_start()
+        if not self.is_open:
+            self.witnesses.note_start()
 
     @property
     def wants_witness(self) -> bool:
         """Whether weights may be tested later with the batch that is trained on next."""
-        backups, is_measured = self._persistence.backup.backups, self.is_early and self._sentry.tests_progress
-        awaits = self.witnesses.waiting is not None or bool(backups and not backups[-1].is_closed)
+        is_measured = self.is_early and self._sentry.tests_progress
+        awaits = self.witnesses.waiting is not None or self._persistence.backup.awaits_witness
         # Another explosion is likely soon after one.
         exploded_at = self.lineage.explosions.exploded_at
         return is_measured or awaits or 0 < exploded_at > self.lineage.updates - EXPLODES_AGAIN
@@ -222,8 +220,7 @@ class RecoveryController:
         """
         if self.quarantine.is_watching:
             self.quarantine.cleared(ticket.indices)
-        state, lineage, witnesses, backup = self.state, self.lineage, self.witnesses, self._persistence.backup
-        progress = lineage.progress
+        state, lineage, progress = self.state, self.lineage, self.lineage.progress
         recent = progress.recent
         # Losses always differ a little: equal ones may mean that the weights are destroyed.
         state.num_equal = state.num_equal + 1 if recent and recent[-1] == loss else 0
@@ -231,8 +228,8 @@ class RecoveryController:
         progress.reported.append(loss)
         lineage.rates.append(ticket.lr)
         lineage.updates += 1
-        if witnesses.waiting or (backup.backups and not backup.backups[-1].is_closed):
-            witnesses.note(ticket, loss)
+        if self.witnesses.waiting or self._persistence.backup.awaits_witness:
+            self.witnesses.note(ticket, loss)
         if not self.is_quiet:
             self._note_good(scheduled_lr)
         if not lineage.updates & LOOK_MASK:
@@ -355,7 +352,7 @@ class RecoveryController:
         self.begin_call(step, lr)
         unit, alarm, loss = 1.0 if own_rate is None else own_rate, ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         is_finite, progress = alarm is not Alarm.NOT_FINITE, self.lineage.progress
-        incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
+        incident, (accused, samples) = self._incidents.open(step, verdict.value), accused_of(reading, ticket)
         found = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=progress.recent, samples=samples, is_finite=is_finite,
             lr=ticket.lr * unit,
@@ -365,7 +362,7 @@ class RecoveryController:
         incident = replace(incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=cause)
         self._incidents.current = incident
         if not is_finite:
-            self.quarantine.refused(accused_of(reading, ticket), samples)
+            self.quarantine.refused(accused, samples)
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         if is_finite and math.isfinite(loss):
             progress.reported.append(loss)
@@ -419,12 +416,9 @@ class RecoveryController:
             f"the {what} of step {step:,} was not finite, and is finite when computed once more from the same weights, "
             f"batch, buffers and random numbers: a transient fault, {count} so far; the batch counts"
         )
-        if count < MANY_TRANSIENT:
-            self._announcer.note_once(f"transient {count}", f"{text}.")
-        else:
-            topic = "many transient" if count == MANY_TRANSIENT else f"transient {count}"
+        if count >= MANY_TRANSIENT:
             text += f". So many point to {device} or its memory"
-            self._announcer.say_once(topic, f"{text}.", is_warning=count == MANY_TRANSIENT)
+        self._announcer.say_once(f"transient {count}", f"{text}.", is_warning=count == MANY_TRANSIENT)
 
     def suspected(self, loss: float, *, step: int, lr: float, leaves_out: bool) -> int | None:
         """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back.
@@ -533,8 +527,8 @@ class RecoveryController:
         """
         self.begin_call(step, lr)
         callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
-        if not self.may_look_last(step) or self.experiment.is_open:
-            return self.experiment.is_open
+        if self.experiment.is_open:
+            return True
         self.state.looked_last_at = step
         damage = self.live.look() if can_restore else ""
         if damage:
