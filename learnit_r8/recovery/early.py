@@ -110,11 +110,6 @@ class FirstSteps:
         return bool(self._early.changes) or self._early.is_compared
 
     @property
-    def is_on_trial(self) -> bool:
-        """Whether a lower rate is tried."""
-        return self._early.trial is not None
-
-    @property
     def aside(self) -> Any:
         """The state from before a trial if it counts as true, being better than the initial one; else None."""
         return self._early.trial.present if self._early.trial is not None and self._early.trial.is_better else None
@@ -143,7 +138,7 @@ class FirstSteps:
             return saved
         if first is not None and first.witness and is_watched:
             # A file is twice as large with it.
-            is_needed = self.is_measuring or self.is_on_trial
+            is_needed = self.is_measuring or trial is not None
             beside = {"state": first.state if is_needed else None, "generators": first.generators}
             is_any = any(each is not None for each in beside.values())
             saved["first"] = {**first.to_plain(), "is_closed": first.is_closed}
@@ -335,7 +330,7 @@ class FirstSteps:
         # The initial state is what is trained on from here; nothing is left in the model for a test.
         live.end()
         early.trial = RateTrial(
-            present, sentry.memory, self._backup.backups, is_better, level, before, lineage.updates,
+            present, sentry.present.losses, self._backup.backups, is_better, level, before, lineage.updates,
             limit.state_dict(), is_dead,
         )  # fmt: skip
         early.num_trials += 1
@@ -393,8 +388,8 @@ class FirstSteps:
         Returns:
             Whether the weights from before the trial are back.
         """
-        trial = self._early.trial
-        if trial is None or not trial.is_better or not (is_damaged or not trial.is_surpassed_by(self._lineage.progress.level)):
+        trial, level = self._early.trial, self._lineage.progress.level
+        if trial is None or not trial.is_better or (trial.is_surpassed_by(level) and not is_damaged):
             self.drop_trial()
             return False
         self._undo(trial)

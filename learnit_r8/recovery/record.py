@@ -571,7 +571,7 @@ class CauseSearch:
 
     def _thresholds(self) -> dict[str, float]:
         """The numbers that the guard compares losses with, by name."""
-        memory = self._sentry.memory
+        memory = self._sentry.present.losses
         found: dict[str, float] = {}
         for part in (memory, getattr(memory, "reference", None)):
             fields: dict[str, Any] = getattr(part, "_asdict", dict)()

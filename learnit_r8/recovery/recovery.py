@@ -148,12 +148,13 @@ class RecoveryController:
     @property
     def is_open(self) -> bool:
         """Whether an experiment or a trial of a rate is under way: then nothing is backed up."""
-        return self.experiment.is_open or self.early.is_on_trial
+        return self.experiment.is_open or self.state.early.trial is not None
 
     @property
     def may_save(self) -> bool:
         """Whether a checkpoint that is due is written now: an experiment ends soon, and no file holds one."""
-        return not self.experiment.is_open and (not self.early.is_on_trial or self._persistence.agreement.ranks is None)
+        is_alone = self._persistence.agreement.ranks is None
+        return not self.experiment.is_open and (is_alone or self.state.early.trial is None)
 
     @property
     def is_calm(self) -> bool:
@@ -220,7 +221,8 @@ class RecoveryController:
         """
         if self.quarantine.is_watching:
             self.quarantine.cleared(ticket.indices)
-        state, lineage, progress = self.state, self.lineage, self.lineage.progress
+        state, lineage, witnesses, backup = self.state, self.lineage, self.witnesses, self._persistence.backup
+        progress = lineage.progress
         recent = progress.recent
         # Losses always differ a little: equal ones may mean that the weights are destroyed.
         state.num_equal = state.num_equal + 1 if recent and recent[-1] == loss else 0
@@ -228,8 +230,8 @@ class RecoveryController:
         progress.reported.append(loss)
         lineage.rates.append(ticket.lr)
         lineage.updates += 1
-        if self.witnesses.waiting or self._persistence.backup.awaits_witness:
-            self.witnesses.note(ticket, loss)
+        if witnesses.waiting or (backup.backups and not backup.backups[-1].is_closed):
+            witnesses.note(ticket, loss)
         if not self.is_quiet:
             self._note_good(scheduled_lr)
         if not lineage.updates & LOOK_MASK:
@@ -316,7 +318,7 @@ class RecoveryController:
             num_alive: Numbers with a gradient other than 0.
         """
         self.state.early.dead.note(sizes, num_alive)
-        if self.early.are_dying or self.early.is_on_trial or self.early.is_measuring:
+        if self.early.are_dying or self.state.early.trial is not None or self.early.is_measuring:
             self.state.is_look_due = True
 
     # Alarms.
@@ -484,7 +486,7 @@ class RecoveryController:
         level, best = lineage.progress.level, None
         if self.experiment.is_open:
             pass
-        elif early.is_on_trial:
+        elif self.state.early.trial is not None:
             early.end_trial(level)
         elif level == level and (early.are_dying or self.state.early.is_reviving):
             early.revive(level)
@@ -799,7 +801,7 @@ class RecoveryController:
 
     def note_checkpoint(self, step: int) -> None:
         """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""
-        if not self.early.is_on_trial:
+        if self.state.early.trial is None:
             self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
 
     def begin_anew(self) -> None:
@@ -864,6 +866,6 @@ class RecoveryController:
         self.is_quiet = False
         self.state.load_state_dict(state)
         self.early.load_state_dict(state["early"])
-        if state.get("is_on_trial") and not self.early.is_on_trial:
+        if state.get("is_on_trial") and self.state.early.trial is None:
             self._announcer.warn_once("saved on trial", SAVED_ON_TRIAL)
         self.witnesses.load_plain(state["witnesses"])

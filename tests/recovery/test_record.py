@@ -20,7 +20,7 @@ from learnit_r8.recovery import record as recorder_module
 from learnit_r8.recovery.record import BadRecord, FlightRecorder, numbers_in, read_part, read_record
 from learnit_r8.state import durable_io
 from learnit_r8.state.tree import leaves
-from learnit_r8.testing import FakeClock, FaultPlan, ToyTask, record_events
+from learnit_r8.testing import FaultPlan, ToyTask, record_events
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
