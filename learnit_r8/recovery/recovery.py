@@ -575,8 +575,11 @@ class RecoveryController:
             known = self.older(known)
         elif not is_again:
             self._end_search()
+        first = progress.first[:FIRST]
         case = Case(
-            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
+            alarm, level, known, progress.start, spread_of(first),
+            # That of the lower ones, as at far too high rates others are wild.
+            abs(float(np.quantile(first, 0.25))) if first else 0.0,
             share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=alarm not in (Alarm.REGRESS, Alarm.ABOVE, Alarm.RAISED)
             or (alarm is Alarm.RAISED and progress.is_sudden())
@@ -687,7 +690,9 @@ class RecoveryController:
             self._go_on_from(finding.backup, alarm, is_sudden=case.is_sudden)
         else:
             if finding.verdict in ("healthy", "data"):
-                self._look_again()
+                if self._damaged_step is not None:
+                    # No loss shows whether they are damaged again.
+                    self._persistence.look_at_weights()
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
                     self.quarantine.refused(self._last_refused, ())
                 if self._damaged_step is not None and case.alarm is Alarm.NOT_FINITE and self._is_of_batch:
@@ -704,10 +709,6 @@ class RecoveryController:
         if self._remedies.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_tested=is_tested):
             self.state.steady_left = min(self.recovery.steady_steps, self._most_steady)
         self._refusals.bad_in_a_row = 0
-        self._look_again()
-
-    def _look_again(self) -> None:
-        """Look at the weights after the next step, where no loss shows whether they will be damaged again."""
         if self._damaged_step is not None:
             self._persistence.look_at_weights()
 
