@@ -315,12 +315,11 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
         return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
     limit = worse * sum(losses.values()) / len(losses)
     # The losses before a state are higher only some time after damage, its record is at once.
-    for state in [each for each in reversed(trained) if max(each.usual, each.record) <= limit]:
-        if not (yield from is_worse(functools.partial(model.put, state))) and model.put(state):
+    for state in [*(each for each in reversed(trained) if max(each.usual, each.record) <= limit), first]:
+        is_good = state is first or not (yield from is_worse(functools.partial(model.put, state)))
+        if is_good and model.put(state):
             return Finding("restored", "the weights were far worse than the untrained ones", state)
-    if not model.put(first):
-        return Finding("lost", "no state could be restored")
-    return Finding("restored", "the weights were far worse than the untrained ones", first)
+    return Finding("lost", "no state could be restored")
 
 
 def _stay(

@@ -177,8 +177,10 @@ class RecoveryController:
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
-        if not self.is_open:
-            self.witnesses.note_start()
+        backups, witnesses = self._persistence.backup.backups, self.witnesses
+        is_first = witnesses.waiting is not None or (backups and not backups[-1].witness)
+        if is_first and not self.is_open:
+            witnesses.note_start()
 
     @property
     def wants_witness(self) -> bool:
