@@ -339,7 +339,7 @@ class User:
 
 def judgement_of(r8):
     """What guard and recovery know of the weights, to be compared."""
-    return repr((r8.sentry.memory, r8.controller.lineage.updates, r8.controller.limit.state_dict()))
+    return repr((r8.sentry.present.losses, r8.controller.lineage.updates, r8.controller.limit.state_dict()))
 
 
 def frozen(state):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,8 +31,6 @@ class _Last:
         # A rate may be a tensor of float32.
         return len(now) >= len(self.rates) and all(map(is_close, now, self.rates))
 
-
-_RATE = itemgetter("lr")
 
 _LAST: WeakKeyDictionary[Any, _Last] = WeakKeyDictionary()
 """By optimizer, as whoever attaches to one again must know that its rates are those that a schedule has come to."""
@@ -69,7 +66,7 @@ class GroupRates:
             Whether other code has changed one since the last call.
         """
         groups, shares = self._optimizer.param_groups, self._shares
-        held = list(map(_RATE, groups))
+        held = [group["lr"] for group in groups]
         # Its rate is NaN where one may be a tensor, which would have to be waited for.
         is_untouched = self._lr == self._lr and held == self._set
         if is_untouched and lr == self._lr:

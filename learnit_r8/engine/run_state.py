@@ -350,7 +350,8 @@ def moment_of(run: Run, call: str, model: Any = None) -> SchedulerState:
     sentry, lineage, learner = run.sentry, run.controller.lineage, run.source.table.learner
     with run.turns.take(call, run.pace.step):
         recent, position = tuple(lineage.progress.recent), position_of(run, random)
-        return SchedulerState(sentry.memory, learner.trend_mark, sentry.baseline, lineage.updates, recent, position)
+        memory = sentry.present.losses
+        return SchedulerState(memory, learner.trend_mark, sentry.baseline, lineage.updates, recent, position)
 
 
 def load_checkpoint(run: Run, path: str | os.PathLike[str] | None) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..events.bus import Announcer
@@ -31,22 +32,23 @@ class RunInterrupted(RuntimeError):
     """A call was cut short, so the state of the run is not whole; the message says how to go on."""
 
 
+@dataclass(eq=False)
 class Turn:
     """What one call does while all others wait.
 
-    Args:
+    Attributes:
         call: Its name.
         step: Steps reported before it.
-
-    Attributes:
         is_changing: Whether the run is half changed; set by the call before its first change.
         was_cut: Whether an earlier call was cut short, which this one repairs.
+        thread: The thread that makes it.
     """
 
-    def __init__(self, call: str, step: int) -> None:
-        self.call, self.step = call, step
-        self.thread = threading.get_ident()
-        self.is_changing = self.was_cut = False
+    call: str
+    step: int
+    is_changing: bool = False
+    was_cut: bool = False
+    thread: int = field(default_factory=threading.get_ident)
 
 
 class Turns:
@@ -125,10 +127,8 @@ class Turns:
 
     def mark_cut(self, call: str, step: int) -> None:
         """Note that a call has left the run half changed."""
-        turn = Turn(call, step)
-        turn.is_changing = True
         with self._turn, self.lock:
-            self.busy = turn
+            self.busy = Turn(call, step, is_changing=True)
 
     @property
     def is_mine(self) -> bool:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     # Thirty dataclasses take a seventh of the package's import. By its name: `from . import` would ask this function.
-    kinds = importlib.import_module(".kinds", __name__)
-    if name.startswith("_") or not hasattr(kinds, name):
+    kinds = vars(importlib.import_module(".kinds", __name__))
+    if name.startswith("_") or name not in kinds:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
-    found = globals()[name] = getattr(kinds, name)
-    return found
+    globals().update({each: kind for each, kind in kinds.items() if not each.startswith("_")})
+    return kinds[name]

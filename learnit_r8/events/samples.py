@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from .event import Event
@@ -51,12 +50,8 @@ class SamplesSurveyed(Event):
         num_suspects: Number of all suspects.
         noise_rate: Estimated share of wrong labels; NaN if unknown.
         no_suspects: Reason why there are no suspects; "" if there are some.
-        survey_seconds: Time that the survey took.
         suspect_given: The label that each suspect was trained on; empty where unknown.
         suspect_suggested: The label that each should have, "" where unknown; empty without predictions.
-        suspect_votes: Number of visits, at least, at which that label was predicted.
-        suspect_method: How the suspects were found, see `Suspects.method`.
-        suspect_precision: Estimated share of wrong labels among them; NaN if unknown.
         num_judged: Number of samples in the survey that were visited often enough to be suspected; 0 if unknown.
     """
 
@@ -95,12 +90,8 @@ class SamplesSurveyed(Event):
     num_suspects: int
     noise_rate: float
     no_suspects: str
-    survey_seconds: float
     suspect_given: tuple[str, ...] = ()
     suspect_suggested: tuple[str, ...] = ()
-    suspect_votes: tuple[int, ...] = ()
-    suspect_method: str = ""
-    suspect_precision: float = math.nan
     num_judged: int = 0
 
 

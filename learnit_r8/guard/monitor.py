@@ -44,7 +44,7 @@ MOST_SKIPPED = 20
 """Optimizer steps that may be skipped in a row; a loss scale that starts at 65536 skips up to 16."""
 
 
-_NOT_REFUSED = (Verdict.SKIPPED, Verdict.PROBED)
+_NOT_REFUSED = (GOOD, Verdict.SKIPPED, Verdict.PROBED)
 
 FAR_NORM, LEAST_NORMS = 100.0, 16
 """A gradient norm this many times as high as all before it is refused, once this many are known. Norms rise in healthy
@@ -55,7 +55,7 @@ class Memory(NamedTuple):
     """What a sentry remembers of the reports so far.
 
     Attributes:
-        losses: The guard's state.
+        losses: The guard's state, immutable: kept with each backup of the model.
         highest_norm: The highest finite gradient norm.
         num_norms: Norms so far.
         num_skipped: Optimizer steps skipped in a row.
@@ -110,11 +110,6 @@ class Sentry:
         self.baseline += 1
         self.present = Memory(self.guard.begin(), num_skipped=self.present.num_skipped)
 
-    @property
-    def memory(self) -> Any:
-        """The guard's current state, immutable: kept with each backup of the model."""
-        return self.present.losses
-
     def forget(self) -> None:
         """Forget the losses; those of backups still count."""
         self.present = self.present._replace(losses=self.guard.begin())
@@ -123,7 +118,7 @@ class Sentry:
         """Drop the evidence of damage, as the weights were found healthy."""
         calmed = getattr(self.guard, "calmed", None)
         if calmed is not None:
-            self.present = self.present._replace(losses=calmed(self.memory))
+            self.present = self.present._replace(losses=calmed(self.present.losses))
 
     def formed(self, plain: Any) -> Any:
         """The state that `plain` was given; raises ValueError if it is of another kind of guard."""
@@ -143,7 +138,7 @@ class Sentry:
     @property
     def suspicion(self) -> float:
         """How close the guard is to refusing, from 0 (calm) to 1."""
-        return self.guard.suspicion(self.memory)
+        return self.guard.suspicion(self.present.losses)
 
     def judge(
         self, loss: float, expected: float = math.nan, typical: float = math.nan, lr: float = math.nan,
@@ -189,14 +184,15 @@ class Sentry:
     def keep(self, verdict: Verdict, memory: Memory) -> None:
         """Go on from a judgement."""
         self.present = memory
-        if verdict is not GOOD and verdict not in _NOT_REFUSED:
+        if verdict not in _NOT_REFUSED:
             self.num_refused += 1
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state as plain values."""
+        losses, highest_norm, num_norms, num_skipped = self.present
         return {
-            "losses": plain(self.memory), "num_refused": self.num_refused, "num_skipped": self.present.num_skipped,
-            "norms": {"highest": self.present.highest_norm, "count": self.present.num_norms}, "baseline": self.baseline,
+            "losses": plain(losses), "num_refused": self.num_refused, "num_skipped": num_skipped,
+            "norms": {"highest": highest_norm, "count": num_norms}, "baseline": self.baseline,
         }  # fmt: skip
 
     def adapted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -212,14 +208,14 @@ class Sentry:
         Raises:
             ValueError: it is of another kind of guard.
         """
-        losses, norms = _formed(state["losses"], self.guard.begin()), state["norms"]
+        losses, norms = self.formed(state["losses"]), state["norms"]
         self.present = Memory(losses, float(norms["highest"]), int(norms["count"]), state["num_skipped"])
         self.num_refused = state["num_refused"]
         self.baseline = state["baseline"]
 
 
 def plain(value: Any) -> Any:
-    """A state of `Sentry.memory` as plain values: tuples as lists, named tuples as dicts."""
+    """A state of `Memory.losses` as plain values: tuples as lists, named tuples as dicts."""
     if hasattr(value, "_asdict"):
         return {name: plain(item) for name, item in value._asdict().items()}
     return [each if type(each) is float else plain(each) for each in value] if isinstance(value, tuple) else value

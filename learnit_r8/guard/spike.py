@@ -194,19 +194,6 @@ def spread(ordered: Sequence[float], middle: float) -> float:
     return 1.4826 * sorted([abs(loss - middle) for loss in ordered])[(len(ordered) - 1) // 2]
 
 
-def threshold_of(middle: float, deviation: float, progress: float, *, wide: float, gate: float) -> float:
-    """The threshold beyond which a loss is evidence of damage."""
-    distance = wide * deviation
-    if progress >= CLEAR_PROGRESS * deviation and progress < distance:
-        distance = progress
-    return middle + max(distance, gate * progress)
-
-
-def share_at_most(above: int, count: int) -> float:
-    """Share of losses beyond a threshold plus one standard error, as few losses cannot show that it is zero."""
-    return (above + 1 + math.sqrt(above)) / (count + 2)
-
-
 def weights_of_evidence(share: float) -> tuple[float, float]:
     """Log likelihood ratio, damaged to healthy weights, of a loss beyond the threshold and of any other loss.
 
@@ -467,15 +454,17 @@ class SpikeGuard:
         # With lower bounds that exclude rounding noise.
         deviation = max(spread(ordered, middle), LEAST_SPREAD * progress) or float(np.std(ordered))
         deviation = max(deviation, LEAST_RELATIVE_SPREAD * abs(middle))
-        threshold = threshold_of(middle, deviation, progress, wide=self.spread, gate=self.gate)
+        is_clear, distance = progress >= CLEAR_PROGRESS * deviation, self.spread * deviation
+        threshold = middle + max(min(distance, progress) if is_clear else distance, self.gate * progress)
         above = count - bisect_right(ordered, threshold)
         usual = past.share + (above / count - past.share) / MEMORY_OF_SHARE
-        share = max(share_at_most(above, count), usual)
+        # With one standard error, as few losses cannot show that it is zero.
+        share = max((above + 1 + math.sqrt(above)) / (count + 2), usual)
         far = self.far * max(highest - middle, progress)
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
         up, down = weights_of_evidence(share)
         blocks = UNKNOWN
-        if progress >= CLEAR_PROGRESS * deviation:
+        if is_clear:
             (cut, mean, block_deviation), least = cut_figures(ordered), LEAST_SHARE * progress
             # With a lower limit, no clipped block could ever exceed `least`.
             blocks = BlockStatistics(max(cut, mean + 2 * least), mean, block_deviation, mean + least)

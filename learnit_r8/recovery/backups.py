@@ -6,7 +6,6 @@ other weights are as good. Of running statistics, which no loss of training show
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -137,13 +136,12 @@ class Backup:
         """Mean loss of the witness; NaN before it is known."""
         return sum(self.losses) / len(self.losses) if self.losses else math.nan
 
-    @functools.cached_property
+    @property
     def level(self) -> float:
         """Median of the losses before it; NaN if there were too few."""
-        last = self.recent[-LEVEL_LOSSES:]
-        return float(np.median(last)) if len(last) >= LEAST_LOSSES else math.nan
+        return median_of(self.recent[-LEVEL_LOSSES:]) if len(self.recent) >= LEAST_LOSSES else math.nan
 
-    @functools.cached_property
+    @property
     def spread(self) -> float:
         """Robust standard deviation of the losses before it."""
         return spread_of(self.recent[-LEVEL_LOSSES:])
@@ -183,8 +181,6 @@ class Backup:
     def begin_anew(self, record: float = math.nan) -> None:
         """Take another record, as losses mean something else from here on; with NaN, probes say nothing any more."""
         self.losses, self.recent, self.is_proven = [record], (), False
-        for name in ("level", "spread"):
-            self.__dict__.pop(name, None)
 
 
 def spread_of(losses: Sequence[float]) -> float:
@@ -252,13 +248,13 @@ class RamBackup:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to restore."""
-        return not any(backup.can_be_put for backup in self.backups)
+        """Whether there is nothing to restore; what only a file knows is the oldest."""
+        return not (self.backups and self.backups[-1].can_be_put)
 
     @property
     def has_none_of_now(self) -> bool:
         """Whether there is no state since the run was begun or resumed."""
-        return all(backup.is_of_file for backup in self.backups)
+        return not self.backups or self.backups[-1].is_of_file
 
     @property
     def newest(self) -> Backup | None:

@@ -21,7 +21,7 @@ from .experiment import Alarm, Case, ExperimentRun, draw_again
 from .model import LiveModel, Saved, Witnesses, saved_form
 from .policy import DEAD_EVERY
 from .progress import EARLY_UPDATES, FIRST, NEAR, SMALL_BATCH, START_UPDATES, Progress
-from .state import DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
+from .state import BETTER, DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
 
 FAR = 16.0
 """Suspicion from which the batch of one of the first losses is left out; healthy ones reach 5."""
@@ -36,12 +36,6 @@ RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 
 AGAIN_DIVISOR = 4.0
 """What a rate is divided by that was lowered before."""
-
-BETTER = 0.1
-"""Share of the level of the start by which the lower rate must be better after its few steps; and by which the last
-losses of what was kept aside must be below it, to come back earlier. The batch that has a loss of both took 2 of 162
-such states for better ones than the initial state that were worse, both rules together none
-(`tests/runs/test_short_runs.py`)."""
 
 NO_INITIAL = (
     "after {} updates the losses make no progress, and the learning rate may be too high. A lower one would be tried "
@@ -116,11 +110,6 @@ class FirstSteps:
         return bool(self._early.changes) or self._early.is_compared
 
     @property
-    def is_on_trial(self) -> bool:
-        """Whether a lower rate is tried."""
-        return self._early.trial is not None
-
-    @property
     def aside(self) -> Any:
         """The state from before a trial if it counts as true, being better than the initial one; else None."""
         return self._early.trial.present if self._early.trial is not None and self._early.trial.is_better else None
@@ -149,7 +138,7 @@ class FirstSteps:
             return saved
         if first is not None and first.witness and is_watched:
             # A file is twice as large with it.
-            is_needed = self.is_measuring or self.is_on_trial
+            is_needed = self.is_measuring or trial is not None
             beside = {"state": first.state if is_needed else None, "generators": first.generators}
             is_any = any(each is not None for each in beside.values())
             saved["first"] = {**first.to_plain(), "is_closed": first.is_closed}
@@ -341,7 +330,7 @@ class FirstSteps:
         # The initial state is what is trained on from here; nothing is left in the model for a test.
         live.end()
         early.trial = RateTrial(
-            present, sentry.memory, self._backup.backups, is_better, level, before, lineage.updates,
+            present, sentry.present.losses, self._backup.backups, is_better, level, before, lineage.updates,
             limit.state_dict(), is_dead,
         )  # fmt: skip
         early.num_trials += 1
@@ -366,7 +355,7 @@ class FirstSteps:
         lineage, trial = self._lineage, self._early.trial
         if trial is None or lineage.since_restore < RATE_TRIAL_STEPS or level != level:
             return
-        if self._is_clearly_better(level):
+        if trial.is_surpassed_by(level):
             self.drop_trial()
             self._state.incidents.note_restore()
             self._limit.confirm()
@@ -388,13 +377,7 @@ class FirstSteps:
             # Of so few losses the level may be too high by chance, and what was kept aside learns next to nothing.
             return
         self._early.num_trials = MOST_RATE_TRIALS
-        self.undo_trial()
-
-    def _is_clearly_better(self, level: float) -> bool:
-        trial = self._early.trial
-        if trial is None:
-            return False
-        return level < trial.level - (0.0 if trial.is_dead else BETTER * abs(trial.progress.start))
+        self._undo(trial)
 
     def break_off(self, *, is_damaged: bool) -> bool:
         """End a trial before it is long enough: with the lower rate only if what was kept aside is no better.
@@ -405,12 +388,11 @@ class FirstSteps:
         Returns:
             Whether the weights from before the trial are back.
         """
-        trial = self._early.trial
-        is_worse = is_damaged or not self._is_clearly_better(self._lineage.progress.level)
-        if trial is None or not (trial.is_better and is_worse):
+        trial, level = self._early.trial, self._lineage.progress.level
+        if trial is None or not trial.is_better or (trial.is_surpassed_by(level) and not is_damaged):
             self.drop_trial()
             return False
-        self.undo_trial()
+        self._undo(trial)
         return True
 
     def drop_trial(self) -> None:
@@ -418,12 +400,9 @@ class FirstSteps:
         early = self._early
         early.trial, early.changes, early.is_compared, early.is_reviving = None, [], False, False
 
-    def undo_trial(self) -> None:
-        """Go on with the weights and the rate from before the trial, if there is one."""
-        trial = self._early.trial
+    def _undo(self, trial: RateTrial) -> None:
+        """Go on with the weights and the rate from before the trial."""
         self.drop_trial()
-        if trial is None:
-            return
         self._live.begin()
         self._live.put_copy(trial.present)
         self._sentry.go_back(trial.memory)

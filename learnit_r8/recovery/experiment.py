@@ -255,7 +255,7 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     is_sound = is_whole is not False and not is_blind and not (may_be_swollen and model.is_swollen())
     if not is_sound:
         # A run that ends before the experiment goes on from what has repeated its record.
-        case.of_present.update((each, math.inf) for each in reversed(case.known))
+        case.of_present.update(dict.fromkeys(reversed(case.known), math.inf))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
     if not rise:
         return Finding("healthy", f"the weights are healthy: {case.present_text}")
@@ -315,12 +315,11 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
         return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
     limit = worse * sum(losses.values()) / len(losses)
     # The losses before a state are higher only some time after damage, its record is at once.
-    for state in [each for each in reversed(trained) if max(each.usual, each.record) <= limit]:
-        if not (yield from is_worse(functools.partial(model.put, state))) and model.put(state):
+    for state in [*(each for each in reversed(trained) if max(each.usual, each.record) <= limit), first]:
+        is_good = state is first or not (yield from is_worse(functools.partial(model.put, state)))
+        if is_good and model.put(state):
             return Finding("restored", "the weights were far worse than the untrained ones", state)
-    if not model.put(first):
-        return Finding("lost", "no state could be restored")
-    return Finding("restored", "the weights were far worse than the untrained ones", first)
+    return Finding("lost", "no state could be restored")
 
 
 def _stay(

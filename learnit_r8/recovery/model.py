@@ -93,10 +93,10 @@ class LiveModel:
     def can_restore(self) -> bool:
         """Whether there is anything that could be put back; all ranks must ask at the same point."""
         saver = self.persistence.saver
-        if self.persistence.callbacks.load is None or (saver is None and self.persistence.backup.is_empty):
+        if self.persistence.callbacks.load is None:
             return False
         if saver is None or not self.persistence.backup.is_empty:
-            return True
+            return not self.persistence.backup.is_empty
         # The checkpoint being written may be the only one.
         saver.wait()
         return bool(saver.store.own_states())
@@ -390,8 +390,7 @@ class Witnesses:
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
         generators = self._persistence.callbacks.generators
-        begun = [] if generators is None else [each for each in self._awaiting() if not each.witness]
-        if generators is not None and begun:
+        if generators is not None and (begun := [each for each in self._awaiting() if not each.witness]):
             state = generators.get()
             for each in begun:
                 each.generators = state

@@ -70,6 +70,8 @@ class BackupTimer:
         when: As given.
         is_usual: As given; then early backups come, too, while the run is young and they are cheap.
         is_early: Whether the last backup was such a one.
+        is_due: Whether a backup is, as soon as the user's step is complete.
+        is_look_due: Whether a look at every number is.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
@@ -91,7 +93,7 @@ class BackupTimer:
         self._is_first = True
         self.num_lasting: dict[str, int] = {}
         self.variances = RunningVariances(announcer)
-        self._is_due = self._is_look_due = False
+        self.is_due = self.is_look_due = False
         self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
         # What the last backups took, the longest of all ranks. The shortest counts, as anything may delay one of them.
@@ -111,17 +113,6 @@ class BackupTimer:
         """Where running statistics are looked at, though the user's backups come later: first batches may ruin them."""
         return self._next_look_at if self.variances.last and not self.is_usual else math.inf
 
-    def count_from(self, step: int) -> None:
-        """Note that the run was resumed at this step, which needs no backup."""
-        self._step = step
-
-    def look_soon(self, *, backs_up: bool = True) -> None:
-        """Check every number as soon as the user's step is complete, and take a backup unless told not to."""
-        if backs_up:
-            self._is_due = True
-        else:
-            self._is_look_due = True
-
     def take_in(self, get: Callable[[], Any] | None) -> None:
         """Store the initial state of a resumed run, once there is a live one whose form it takes."""
         first = self.backup.earlier
@@ -137,7 +128,7 @@ class BackupTimer:
 
     def quiet_until(self, asked: Elapsed) -> tuple[float, float]:
         """Steps and seconds before which no backup is due; ``asked`` is the last `take_if_due` call."""
-        if self._is_due or self._is_look_due or self.backup.has_none_of_now:
+        if self.is_due or self.is_look_due or self.backup.has_none_of_now:
             return 0.0, 0.0
         steps, seconds = quiet_until(self.when, asked)
         return min(steps, self._early_step, self._next_look), seconds
@@ -167,17 +158,17 @@ class BackupTimer:
         if step != self._step and newest is not None and newest.step == step:
             # The call that took it was interrupted before it could note so.
             self.note_done(step)
-        self._is_due = (step != self._step and bool(self.when(elapsed))) or self._is_due
+        self.is_due = (step != self._step and bool(self.when(elapsed))) or self.is_due
         awaits = self.backup.awaits_witness
-        is_early = not self._is_due and step >= self._early_step and not awaits
+        is_early = not self.is_due and step >= self._early_step and not awaits
         waits = awaits and len(self.backup.backups) > 1
-        is_now = (self._is_due or is_early) and step != self._step and is_calm and not waits
+        is_now = (self.is_due or is_early) and step != self._step and is_calm and not waits
         is_first = self.backup.has_none_of_now
         if step >= self._next_look:
-            self._is_look_due, self._next_look_at = True, 2 * step
-        if not (is_first or is_now or must_look or (self._is_look_due and is_calm)):
+            self.is_look_due, self._next_look_at = True, 2 * step
+        if not (is_first or is_now or must_look or (self.is_look_due and is_calm)):
             return ""
-        self._is_look_due = False
+        self.is_look_due = False
         if not (is_first or is_now):
             return self.told(self._agreement.agree(self.damage_in(get())))
         self.is_early = is_early and not is_first
@@ -192,8 +183,10 @@ class BackupTimer:
             raise
 
     def note_done(self, step: int) -> None:
-        """Note that nothing more is due at this step; call it last, so that what was cut short is due again."""
-        self._is_due = False
+        """Note that nothing more is due at this step, where a run may have been resumed; call it last, so that what was
+        cut short is due again.
+        """
+        self.is_due = False
         self._step = step
 
     def take(
@@ -462,7 +455,7 @@ class Persistence:
         """Count intervals from here, as the run was resumed."""
         self._asked = (step, samples, seconds)
         self.wake()
-        self.backup_timer.count_from(step)
+        self.backup_timer.note_done(step)
         if self.saver:
             self.saver.count_from(step)
 
@@ -484,7 +477,10 @@ class Persistence:
 
     def look_at_weights(self, *, backs_up: bool = True) -> None:
         """Check every number as soon as the user's step is complete, and take a backup unless told not to."""
-        self.backup_timer.look_soon(backs_up=backs_up)
+        if backs_up:
+            self.backup_timer.is_due = True
+        else:
+            self.backup_timer.is_look_due = True
         self.wake()
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:

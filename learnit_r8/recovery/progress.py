@@ -143,16 +143,6 @@ class Progress(SavedFields):
             self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
 
     @property
-    def first_spread(self) -> float:
-        """Spread of the first losses."""
-        return spread_of(self.first[:FIRST])
-
-    @property
-    def first_level(self) -> float:
-        """The lower ones of the first losses, as at far too high rates others are wild; 0 if there are none."""
-        return abs(float(np.quantile(self.first[:FIRST], 0.25))) if self.first else 0.0
-
-    @property
     def level(self) -> float:
         """Median of the last losses; NaN before there are enough."""
         return median_of(list(self.recent)[-LEVEL:]) if len(self.recent) >= LEVEL else math.nan

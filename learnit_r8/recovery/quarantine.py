@@ -81,17 +81,15 @@ class Quarantine:
         else:
             # Those that no good batch has cleared; all of them if there are none.
             was_good = self._storage.records.take(members)["usage_count"] > 0
-            pairs = zip(members.tolist(), was_good.tolist(), strict=True)
-            samples = [each for each, good in pairs if not good or each in self._suspects]
+            samples = members[~was_good | np.isin(members, list(self._suspects))].tolist()
             if not samples:
                 samples = members.tolist()
                 # Otherwise the good ones are not counted either.
                 self._num_clean += self.is_watching
                 self._num_clean_refused += self.is_watching
         # A batch that was drawn before may hold samples that are in quarantine by now.
-        known = set(self._storage.exclusions.quarantined.tolist())
-        samples = [sample for sample in samples if sample not in known]
-        self._num_suspected += sum(sample not in self._suspects for sample in samples)
+        samples = np.setdiff1d(samples, self._storage.exclusions.quarantined).tolist()
+        self._num_suspected += len(set(samples) - self._suspects.keys())
         for sample in samples[: MOST_SUSPECTS - len(self._suspects)]:
             self._suspects[sample] = self._suspects.get(sample, 0) + 1
         self.is_watching = bool(self._suspects)
@@ -103,9 +101,10 @@ class Quarantine:
             # The share of batches without any suspect that were refused is that of passing faults.
             rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
             others = max(10, self._num_suspected + self._storage.num_samples - self._storage.num_seen)
-            alone = samples if len(samples) == 1 else []
-            bad = [each for each in alone if rate ** self._suspects.get(each, 0) * others < MOST_CHANCE]
-        self._convict(bad)
+            is_bad = len(samples) == 1 and rate ** self._suspects.get(samples[0], 0) * others < MOST_CHANCE
+            bad = samples if is_bad else []
+        if bad:
+            self._convict(bad)
 
     def cleared(self, indices: NDArray[np.int64]) -> None:
         """Note that a batch with these samples, int64[B], was good, which clears them."""
@@ -164,19 +163,13 @@ class Quarantine:
             self.is_watching = bool(self._suspects)
 
 
-def accused_of(reading: Reading, ticket: Ticket) -> NDArray[np.int64]:
-    """The samples of a batch that may be the cause of a loss that is not finite: all, or those of the rows with it."""
+def accused_of(reading: Reading, ticket: Ticket) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    """The samples of a batch that may be the cause of a loss that is not finite: all, or those of the rows with it; and
+    those whose own loss is not, none if only means were reported, or if it is all of the batch.
+    """
+    indices, is_bad = ticket.indices, ~(np.abs(np.atleast_1d(reading.means)) <= LARGEST_LOSS)
     counts = getattr(getattr(ticket.chunk, "members", None), "counts", None)
-    if counts is None or len(np.atleast_1d(reading.means)) != len(counts):
-        return ticket.indices
-    chosen: NDArray[np.int64] = ticket.indices[np.repeat(~(np.abs(reading.means) <= LARGEST_LOSS), counts)]
-    return chosen
-
-
-def not_finite_samples(reading: Reading, ticket: Ticket) -> tuple[int, ...]:
-    """The samples whose own loss is not finite; none if only means were reported, or if it is all of the batch."""
-    losses = np.atleast_1d(reading.means)
-    if len(losses) != len(ticket.indices):
-        return ()
-    bad = ~(np.abs(losses) <= LARGEST_LOSS)
-    return () if bad.all() else tuple(each for each in ticket.indices[bad].tolist() if each >= 0)
+    accused = indices if counts is None or len(is_bad) != len(counts) else indices[np.repeat(is_bad, counts)]
+    if len(is_bad) != len(indices) or is_bad.all():
+        return accused, ()
+    return accused, tuple(indices[is_bad & (indices >= 0)].tolist())

@@ -240,9 +240,6 @@ MOST_REFUSALS, MOST_TIMELINE = 200, 500
 MOST_PART = MOST_BYTES // 4
 """Bytes of a batch or a state; larger ones are left out."""
 
-EVERY_SECONDS = 1.0
-"""Least time between two writes of an open record; its first and its last wait for nothing."""
-
 REFUSED, RESTORED = "refused", "restored"
 """States of the model that a record of "all" holds."""
 
@@ -278,7 +275,6 @@ class FlightRecorder(ThreadedListener):
         folder: Where the folder "incidents" is made; None until `write_to` says it.
         run: Name of the run.
         copy_state: Copies the state of the model; returns None where there is none. Only called with "all".
-        clock: Seconds, monotonic.
 
     Attributes:
         record: As given.
@@ -286,9 +282,8 @@ class FlightRecorder(ThreadedListener):
     """
 
     def __init__(
-        self, record: str, folder: Path | None, run: str, *, copy_state: Callable[[], Any] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+        self, record: str, folder: Path | None, run: str, *, copy_state: Callable[[], Any] = lambda: None
+    ) -> None:
         super().__init__("r8-incidents", most_queued=MOST_QUEUED, every_seconds=0.1)
         self.record, self.error = record, ""
         self.hears = (
@@ -296,9 +291,9 @@ class FlightRecorder(ThreadedListener):
             events.LrRestored, events.SamplesQuarantined, events.SamplesReleased, events.IncidentEnded, events.GaveUp,
             events.RunEnded,
         )  # fmt: skip
-        self._folder, self._run, self._copy_state, self._clock = folder, run, copy_state, clock
+        self._folder, self._run, self._copy_state = folder, run, copy_state
         self._is_on = not launcher.rank_of()
-        self._written_at, self._has_changed, self._is_new = 0.0, False, False
+        self._has_changed = False
         self._open: dict[str, Any] | None = None
         self._number = 0
         self._has_said = False
@@ -373,8 +368,7 @@ class FlightRecorder(ThreadedListener):
                 if ended:
                     self._write()
                     self._open = None
-            is_due = is_last or self._is_new or self._clock() - self._written_at >= EVERY_SECONDS
-            if self._has_changed and is_due:
+            if self._has_changed:
                 self._write()
         except Exception as error:
             self.error = self.error or f"{type(error).__name__}: {error}"
@@ -408,7 +402,6 @@ class FlightRecorder(ThreadedListener):
 
     def _begin(self, event: events.Event) -> dict[str, Any]:
         self._number = max(numbers_in(self.folder.parent), default=0) + 1
-        self._is_new = True
         self._open = record = {
             "kind": KIND, "format": FORMAT, "number": self._number, "run": self._run, "step": event.step,
             "last_step": event.step, "seconds": event.seconds, "state": "open", "diagnosis": "", "cause": "",
@@ -465,10 +458,12 @@ class FlightRecorder(ThreadedListener):
 
     def _write(self) -> None:
         assert self._open is not None
-        durable_io.replace(self._home() / RECORD, strict_json(self._open, indent=1).encode())
-        if self._is_new:
+        home = self._home()
+        is_new = not (home / RECORD).exists()
+        durable_io.replace(home / RECORD, strict_json(self._open, indent=1).encode())
+        if is_new:
             self._thin()
-        self._written_at, self._has_changed, self._is_new = self._clock(), False, False
+        self._has_changed = False
 
     def _thin(self) -> None:
         """Delete the oldest records but the first, while there are too many or they are too large."""
@@ -576,7 +571,7 @@ class CauseSearch:
 
     def _thresholds(self) -> dict[str, float]:
         """The numbers that the guard compares losses with, by name."""
-        memory = self._sentry.memory
+        memory = self._sentry.present.losses
         found: dict[str, float] = {}
         for part in (memory, getattr(memory, "reference", None)):
             fields: dict[str, Any] = getattr(part, "_asdict", dict)()

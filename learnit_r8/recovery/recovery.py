@@ -32,7 +32,7 @@ from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_ea
 from .model import LiveModel, Witnesses
 from .policy import Recovery, TrainingDiverged
 from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK, START_UPDATES
-from .quarantine import NAMED, Quarantine, accused_of, not_finite_samples
+from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
 from .remedies import Remedies, diverged_text
@@ -148,12 +148,13 @@ class RecoveryController:
     @property
     def is_open(self) -> bool:
         """Whether an experiment or a trial of a rate is under way: then nothing is backed up."""
-        return self.experiment.is_open or self.early.is_on_trial
+        return self.experiment.is_open or self.state.early.trial is not None
 
     @property
     def may_save(self) -> bool:
         """Whether a checkpoint that is due is written now: an experiment ends soon, and no file holds one."""
-        return not self.experiment.is_open and (not self.early.is_on_trial or self._persistence.agreement.ranks is None)
+        is_alone = self._persistence.agreement.ranks is None
+        return not self.experiment.is_open and (is_alone or self.state.early.trial is None)
 
     @property
     def is_calm(self) -> bool:
@@ -184,8 +185,8 @@ class RecoveryController:
     @property
     def wants_witness(self) -> bool:
         """Whether weights may be tested later with the batch that is trained on next."""
-        backups, is_measured = self._persistence.backup.backups, self.is_early and self._sentry.tests_progress
-        awaits = self.witnesses.waiting is not None or bool(backups and not backups[-1].is_closed)
+        is_measured = self.is_early and self._sentry.tests_progress
+        awaits = self.witnesses.waiting is not None or self._persistence.backup.awaits_witness
         # Another explosion is likely soon after one.
         exploded_at = self.lineage.explosions.exploded_at
         return is_measured or awaits or 0 < exploded_at > self.lineage.updates - EXPLODES_AGAIN
@@ -319,7 +320,7 @@ class RecoveryController:
             num_alive: Numbers with a gradient other than 0.
         """
         self.state.early.dead.note(sizes, num_alive)
-        if self.early.are_dying or self.early.is_on_trial or self.early.is_measuring:
+        if self.early.are_dying or self.state.early.trial is not None or self.early.is_measuring:
             self.state.is_look_due = True
 
     # Alarms.
@@ -355,7 +356,7 @@ class RecoveryController:
         self.begin_call(step, lr)
         unit, alarm, loss = 1.0 if own_rate is None else own_rate, ALARMS.get(verdict, Alarm.NOT_FINITE), reading.mean
         is_finite, progress = alarm is not Alarm.NOT_FINITE, self.lineage.progress
-        incident, samples = self._incidents.open(step, verdict.value), not_finite_samples(reading, ticket)
+        incident, (accused, samples) = self._incidents.open(step, verdict.value), accused_of(reading, ticket)
         found = self._cause_search.look(
             ticket, reading, verdict, step=step, recent=progress.recent, samples=samples, is_finite=is_finite,
             lr=ticket.lr * unit,
@@ -365,7 +366,7 @@ class RecoveryController:
         incident = replace(incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=cause)
         self._incidents.current = incident
         if not is_finite:
-            self.quarantine.refused(accused_of(reading, ticket), samples)
+            self.quarantine.refused(accused, samples)
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         if is_finite and math.isfinite(loss):
             progress.reported.append(loss)
@@ -419,12 +420,9 @@ class RecoveryController:
             f"the {what} of step {step:,} was not finite, and is finite when computed once more from the same weights, "
             f"batch, buffers and random numbers: a transient fault, {count} so far; the batch counts"
         )
-        if count < MANY_TRANSIENT:
-            self._announcer.note_once(f"transient {count}", f"{text}.")
-        else:
-            topic = "many transient" if count == MANY_TRANSIENT else f"transient {count}"
+        if count >= MANY_TRANSIENT:
             text += f". So many point to {device} or its memory"
-            self._announcer.say_once(topic, f"{text}.", is_warning=count == MANY_TRANSIENT)
+        self._announcer.say_once(f"transient {count}", f"{text}.", is_warning=count == MANY_TRANSIENT)
 
     def suspected(self, loss: float, *, step: int, lr: float, leaves_out: bool) -> int | None:
         """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back.
@@ -490,7 +488,7 @@ class RecoveryController:
         level, best = lineage.progress.level, None
         if self.experiment.is_open:
             pass
-        elif early.is_on_trial:
+        elif self.state.early.trial is not None:
             early.end_trial(level)
         elif level == level and (early.are_dying or self.state.early.is_reviving):
             early.revive(level)
@@ -533,8 +531,8 @@ class RecoveryController:
         """
         self.begin_call(step, lr)
         callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
-        if not self.may_look_last(step) or self.experiment.is_open:
-            return self.experiment.is_open
+        if self.experiment.is_open:
+            return True
         self.state.looked_last_at = step
         damage = self.live.look() if can_restore else ""
         if damage:
@@ -579,8 +577,11 @@ class RecoveryController:
             known = self.older(known)
         elif not is_again:
             self._end_search()
+        first = progress.first[:FIRST]
         case = Case(
-            alarm, level, known, progress.start, progress.first_spread, progress.first_level,
+            alarm, level, known, progress.start, spread_of(first),
+            # That of the lower ones, as at far too high rates others are wild.
+            abs(float(np.quantile(first, 0.25))) if first else 0.0,
             share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=alarm not in (Alarm.REGRESS, Alarm.ABOVE, Alarm.RAISED)
             or (alarm is Alarm.RAISED and progress.is_sudden())
@@ -691,7 +692,9 @@ class RecoveryController:
             self._go_on_from(finding.backup, alarm, is_sudden=case.is_sudden)
         else:
             if finding.verdict in ("healthy", "data"):
-                self._look_again()
+                if self._damaged_step is not None:
+                    # No loss shows whether they are damaged again.
+                    self._persistence.look_at_weights()
                 if case.alarm is Alarm.SPIKE and self._last_refused is not None:
                     self.quarantine.refused(self._last_refused, ())
                 if self._damaged_step is not None and case.alarm is Alarm.NOT_FINITE and self._is_of_batch:
@@ -708,10 +711,6 @@ class RecoveryController:
         if self._remedies.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_tested=is_tested):
             self.state.steady_left = min(self.recovery.steady_steps, self._most_steady)
         self._refusals.bad_in_a_row = 0
-        self._look_again()
-
-    def _look_again(self) -> None:
-        """Look at the weights after the next step, where no loss shows whether they will be damaged again."""
         if self._damaged_step is not None:
             self._persistence.look_at_weights()
 
@@ -805,7 +804,7 @@ class RecoveryController:
 
     def note_checkpoint(self, step: int) -> None:
         """Note that a checkpoint of this step is on disk; one of a trial is no state to go back to."""
-        if not self.early.is_on_trial:
+        if self.state.early.trial is None:
             self.witnesses.note_checkpoint(step, self.lineage.updates, self.lineage.progress.recent)
 
     def begin_anew(self) -> None:
@@ -870,6 +869,6 @@ class RecoveryController:
         self.is_quiet = False
         self.state.load_state_dict(state)
         self.early.load_state_dict(state["early"])
-        if state.get("is_on_trial") and not self.early.is_on_trial:
+        if state.get("is_on_trial") and self.state.early.trial is None:
             self._announcer.warn_once("saved on trial", SAVED_ON_TRIAL)
         self.witnesses.load_plain(state["witnesses"])

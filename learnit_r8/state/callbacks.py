@@ -164,7 +164,7 @@ def check_callback(name: str, callback: Any) -> None:
         raise TypeError(f"{name} must be a function or None, got {shortened(callback)}{what}.")
     given = {"save_callback": 1 if _takes_path_only(callback) else 2, "load_callback": 1, "state_callback": 0}[name]
     is_load = name == "load_callback"
-    keywords = [each.name for each in _parameters(callback) if is_load and each.name in ("from_ram", "is_resume")]
+    keywords = [each for each in _parameters(callback) if is_load and each in ("from_ram", "is_resume")]
     try:
         # A decorated function takes what its wrapper takes, not what __wrapped__ shows.
         signature = inspect.signature(callback, follow_wrapped=False)
@@ -202,23 +202,24 @@ def call_load(callback: Callable[..., Any], source: Any, *, from_ram: bool, is_r
 
 def load_with(callback: Any, source: Any, **given: bool) -> Any:
     """Call a load callback with those of the keywords that it has; returns what it does."""
-    names = {parameter.name for parameter in _parameters(callback)}
+    names = _parameters(callback)
     return callback(source, **{name: value for name, value in given.items() if name in names})
 
 
-def _parameters(callback: Callable[..., Any]) -> list[inspect.Parameter]:
+def _parameters(callback: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return list(inspect.signature(callback).parameters.values())
+        return inspect.signature(callback).parameters
     except (TypeError, ValueError):
         # Some built-in functions have no signature; they get the documented arguments.
-        return []
+        return {}
 
 
 def _takes_path_only(callback: Callable[..., Any]) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    taken = [p for p in _parameters(callback) if p.kind in positional]
+    known = _parameters(callback).values()
+    taken = [p for p in known if p.kind in positional]
     required = [p for p in taken if p.default is p.empty]
-    if any(p.kind is p.VAR_POSITIONAL for p in _parameters(callback)) or len(required) > 1 or not taken:
+    if any(p.kind is p.VAR_POSITIONAL for p in known) or len(required) > 1 or not taken:
         return False
     return len(taken) == 1 or any(word in taken[0].name for word in ("path", "file"))
 

@@ -140,7 +140,7 @@ class Surveyor:
             indices = self._track(epoch_ended=epoch_ended)
             history = [tuple(self._tracked[index]) for index in indices.tolist()]
         described = self._table.describe(indices)
-        fields = {
+        found = {
             "epoch": epoch,
             "epoch_ended": epoch_ended,
             "source": self._table.source,
@@ -165,7 +165,7 @@ class Surveyor:
         self._cost = max(took, 0.5 * self._cost)
         self._spent += took
         self._last = seconds
-        return {**fields, "survey_seconds": rounded(took)}
+        return found
 
     def _history_of(self, indices: NDArray[np.int64]) -> list[tuple[float, ...]]:
         return [
@@ -223,10 +223,7 @@ class Surveyor:
             "num_suspects": len(found.indices),
             "noise_rate": rounded(found.noise_rate),
             "no_suspects": found.reason,
-            "suspect_method": found.method,
-            "suspect_precision": rounded(found.precision),
             "num_judged": found.num_judged,
-            "suspect_votes": tuple(found.votes[:LISTED].tolist()),
             "suspect_given": given if any(given) else (),
             "suspect_suggested": suggested if any(suggested) else (),
         }

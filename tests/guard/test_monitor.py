@@ -62,10 +62,10 @@ def test_norm_far_beyond_all_before(factor, verdict):
 def test_norm_says_nothing_about_the_weights():
     """A refused norm leaves the guard's state of the losses as it was, and raises no suspicion."""
     sentry = after(300, grad_norm=noisy(300))
-    memory, suspicion = sentry.memory, sentry.suspicion
+    memory, suspicion = sentry.present.losses, sentry.suspicion
     judged(sentry, 1.0, grad_norm=INF)
 
-    assert sentry.memory is memory
+    assert sentry.present.losses is memory
     assert sentry.suspicion == suspicion
 
 
@@ -87,21 +87,21 @@ def test_calm():
     assert sentry.suspicion > 0.4
     sentry.calm()
     finite = Sentry(FiniteGuard())
-    memory = finite.memory
+    memory = finite.present.losses
     finite.calm()
 
     assert sentry.suspicion == 0
-    assert finite.memory is memory
+    assert finite.present.losses is memory
 
 
 @pytest.mark.parametrize("loss", [0.7, 1e6, -3.0])
 def test_skipped_step_with_a_loss(loss):
     """A skipped optimizer step is no alarm; its norm does not count, and its loss is good if it is finite."""
     sentry = after(300)
-    memory = sentry.memory
+    memory = sentry.present.losses
 
     assert [judged(sentry, loss, grad_norm=INF, skipped=True) for _ in range(3)] == [Verdict.GOOD] * 3
-    assert sentry.memory == memory
+    assert sentry.present.losses == memory
     assert sentry.num_refused == 0
 
 
@@ -130,7 +130,7 @@ def test_too_many_skipped(loss):
 def test_memory_goes_back():
     """After going back, the sentry judges as if later losses had never come, but keeps its count of refusals."""
     sentry = after(300)
-    memory = sentry.memory
+    memory = sentry.present.losses
     before = [judged(sentry, loss) for loss in noisy(3, level=5.0)]
     sentry.go_back(memory)
 
@@ -144,11 +144,11 @@ def test_memory_that_goes_back_is_moved_to_the_rate_of_now():
     sentry = Sentry(SpikeGuard())
     for loss in noisy(300):
         sentry.keep(*sentry.judge(loss, lr=0.1))
-    memory = sentry.memory
+    memory = sentry.present.losses
     sentry.go_back(memory, lr=0.3)
 
-    assert sentry.memory == sentry.guard.moved_to(memory, 0.3)
-    assert sentry.memory != memory
+    assert sentry.present.losses == sentry.guard.moved_to(memory, 0.3)
+    assert sentry.present.losses != memory
 
 
 @pytest.mark.parametrize("count", [0, 1, 16, 95, 200, 1000])
@@ -160,7 +160,7 @@ def test_state(count, way):
     other = Sentry(SpikeGuard())
     other.load_state_dict(way(sentry.state_dict()))
 
-    assert repr(other.memory) == repr(sentry.memory)
+    assert repr(other.present.losses) == repr(sentry.present.losses)
     assert repr(other.state_dict()) == repr(sentry.state_dict())
     assert (other.num_refused, other.present.num_skipped) == (sentry.num_refused, 1)
 
@@ -169,8 +169,8 @@ def test_state(count, way):
 def test_state_of_another_guard(guards):
     """The state of another kind of guard is refused, and nothing is changed."""
     saved, loading = map(Sentry, guards)
-    memory = loading.memory
+    memory = loading.present.losses
 
     with pytest.raises(ValueError, match="the guard's state must have the fields"):
         loading.load_state_dict(saved.state_dict())
-    assert loading.memory == memory
+    assert loading.present.losses == memory

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnit_r8 import SpikeGuard, Verdict
-from learnit_r8.guard.spike import corrected, median, share_at_most, spread, weights_of_evidence
+from learnit_r8.guard.spike import corrected, median, spread, weights_of_evidence
 from tests.guard.judging import judge_all
 
 NAN, INF = math.nan, math.inf
@@ -277,7 +277,6 @@ def test_evidence_depends_on_what_is_usual():
 
     assert rare[0] > common[0] > 0 > rare[1]
     assert weights_of_evidence(0.99)[0] > 0
-    assert share_at_most(2, 128) == pytest.approx((3 + math.sqrt(2)) / 130)
 
 
 def test_suspicion():

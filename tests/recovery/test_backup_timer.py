@@ -57,7 +57,7 @@ def taken_by(took, *, every=100, num_steps=100, per_step=0.01, first=0):
     for step in range(first, num_steps):
         count = len(heard.of(events.BackupTaken))
         if step == first:
-            timer.count_from(first)
+            timer.note_done(first)
         ask(timer, step, {"w": np.ones(2)}, per_step=per_step)
         steps += [step] * (len(heard.of(events.BackupTaken)) - count)
     return steps
@@ -120,7 +120,7 @@ def test_look_that_is_asked_for_after_a_backup_is_not_lost():
     timer, _ = of()
     for step in range(11):
         ask(timer, step, {"w": np.ones(2)})
-    timer.look_soon()
+    timer.is_due = True
     ask(timer, 10, {"w": np.ones(2)})
 
     assert ask(timer, 11, {"w": np.array([1.0, NAN])}) == "w"

@@ -92,7 +92,7 @@ def labelled():
     survey = fake_view().survey
     given = tuple("cat" for _ in survey.suspects)
     suggested = ("dog", "cat", "", *("dog" for _ in survey.suspects[3:]))
-    labels = {"suspect_given": given, "suspect_suggested": suggested, "suspect_votes": tuple(9 for _ in given)}
+    labels = {"suspect_given": given, "suspect_suggested": suggested}
     view.fold(dataclasses.replace(survey, **labels))
     return view
 
