@@ -128,8 +128,7 @@ class OwnBatches:
         after_restore: What your loader does after the model was restored: "next", it goes on with its next batch; or
             "again", it goes back, too, if it has ``state_dict()`` and ``load_state_dict()``.
         resume_data: How a resumed run finds its place in your loader, if that has no ``load_state_dict()``: "replay"
-            draws and drops the batches before it; "indices" draws and drops only the indices of a `DataLoader`, which
-            gives the same samples but different random augmentation; "start" starts the epoch over.
+            draws and drops the batches before it; "start" starts the epoch over.
         max_ids: Most samples that the table holds, >= 1; the visits of others are only counted.
 
     >>> from learnit_r8 import R8Scheduler
@@ -144,7 +143,7 @@ class OwnBatches:
     steps_per_epoch: int | None = field(default=None, metadata=about(kept=CHANGEABLE))
     keep_witness: bool = field(default=True, metadata=about(kept=NOTED))
     after_restore: Literal["next", "again"] = field(default="next", metadata=about(kept=NOTED))
-    resume_data: Literal["replay", "indices", "start"] = field(default="replay", metadata=about(kept=NOTED))
+    resume_data: Literal["replay", "start"] = field(default="replay", metadata=about(kept=NOTED))
     max_ids: int = field(default=MOST_IDS, metadata=about(kept=NOTED))
 
     def __post_init__(self) -> None:
