@@ -77,8 +77,6 @@ class RateShape:
         decay_proportion: Share of the budget in which the rate of "wsd" falls, in (0, 1]; by default 0.2.
         decay_shape: Shape of that decay and of every cool-down: "sqrt" (1 - sqrt), "linear" or "cosine".
         min_lr: Last learning rate, in [0, initial_lr].
-        cool_down_on: A signal that asks for a cool-down, and its length, ``("SIGUSR1", "10min")``, for batch systems
-            that send one before the end: steps, or a text such as "500 steps", "2 epochs", "10min".
 
     >>> from learnit_r8 import R8Scheduler
     >>> r8 = R8Scheduler(64, batch_size=8, num_steps=10, scheduler_mode=RateShape("linear", warmup_steps=4))
@@ -93,7 +91,6 @@ class RateShape:
     decay_proportion: float | None = field(default=None, metadata=about(kept=CHANGEABLE))
     decay_shape: ShapeName = field(default="sqrt", metadata=about(kept=CHANGEABLE))
     min_lr: float = field(default=0.0, metadata=about(kept=CHANGEABLE))
-    cool_down_on: tuple[str, int | str] | None = field(default=None, metadata=about())
 
 
 @dataclass(frozen=True)
