@@ -227,7 +227,6 @@ def _own_table(settings: Settings, own: OwnBatches) -> SampleTable:
             )
     most = whole_number("max_ids", own.max_ids, least=1, most=MAX_SAMPLES)
     whole_number("seed", given["seed"], least=0, most=2**63)
-    check_choice("after_restore", own.after_restore, ("next", "again"))
     check_choice("resume_data", own.resume_data, WAYS)
     return SampleTable(0, batch_size=1, most_ids=most)
 
