@@ -46,44 +46,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "RamBackup": "recovery.backups",
-    "CheckpointStore": "state.store",
-    "NoValidCheckpoint": "state.store",
-    "RunInUse": "state.store",
-    "load_weights": "state.store",
-    "FiniteGuard": "guard",
-    "GuardState": "guard",
-    "SpikeGuard": "guard",
-    "Verdict": "guard",
-    "OneCycle": "schedules.schedule",
-    "Warmup": "schedules.schedule",
-    "Candidates": "policies",
-    "Context": "policies",
-    "Focus": "policies",
-    "Outlook": "policies",
-    "Policy": "policies",
-    "even_groups": "policies",
-    "Recovery": "recovery.policy",
-    "TrainingDiverged": "recovery.policy",
-    "R8Scheduler": "scheduler",
-    "EarlyStopping": "state.early_stop",
-    "SchedulerSettings": "engine.settings",
-    "Preempted": "engine.signals",
-    **dict.fromkeys(
-        ("Backups", "Checkpoints", "Estimator", "Monitor", "OwnBatches", "RateShape", "RunDir", "TokenBatches"),
-        "engine.settings",
+_MODULES = {
+    "engine.settings": (
+        "Backups", "Checkpoints", "Estimator", "Monitor", "OwnBatches", "RateShape", "RunDir", "SchedulerSettings",
+        "TokenBatches",
     ),
-    "Predictions": "table.labels.predictions",
-    "SampleTable": "table.table",
-    "predictions_of": "table.labels.predictions",
-    "Outcome": "sources.ticket",
-    "Ticket": "sources.ticket",
-}
+    "engine.signals": ("Preempted",),
+    "guard": ("FiniteGuard", "GuardState", "SpikeGuard", "Verdict"),
+    "policies": ("Candidates", "Context", "Focus", "Outlook", "Policy", "even_groups"),
+    "recovery.backups": ("RamBackup",),
+    "recovery.policy": ("Recovery", "TrainingDiverged"),
+    "scheduler": ("R8Scheduler",),
+    "schedules.schedule": ("OneCycle", "Warmup"),
+    "sources.ticket": ("Outcome", "Ticket"),
+    "state.early_stop": ("EarlyStopping",),
+    "state.store": ("CheckpointStore", "NoValidCheckpoint", "RunInUse", "load_weights"),
+    "table.labels.predictions": ("Predictions", "predictions_of"),
+    "table.table": ("SampleTable",),
+}  # fmt: skip
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-_ELSEWHERE = {
-    "match_mean": "examples/own_policy.py has it as a policy of your own, MatchMean",
-}
 _OF_FRAMEWORKS = {
     "attach": "torch", "R8BatchSampler": "torch", "R8Loader": "lightning", "R8Mixin": "transformers",
     "R8Dataset": "keras", "train_loop": "flax", "R8Callback": "keras (or lightning)",
@@ -93,12 +75,11 @@ __all__ = ["__version__", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _OF_FRAMEWORKS or name in _ELSEWHERE:
+    if name in _OF_FRAMEWORKS:
         # Of an AttributeError "from ... import ..." would drop the text; everything else must get one.
         is_import = sys._getframe(1).f_code.co_name == "_handle_fromlist"
         error = ImportError if is_import else AttributeError
-        to_write = _ELSEWHERE.get(name) or f"write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}"
-        raise error(f"{name} is not here; {to_write}")
+        raise error(f"{name} is not here; write: from {__name__}.{_OF_FRAMEWORKS[name]} import {name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}.")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

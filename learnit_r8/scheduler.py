@@ -123,7 +123,7 @@ class R8Scheduler:
         scheduler_mode: "cosine", "linear", "constant", "one_cycle", "wsd" (warm-up, stable, decay), or a function from
             progress in [0, 1] to a learning rate, which is used as it is. With "keep" the rate is your own, whatever
             sets it, and `lr_factor` is the factor that recovery puts on it. `RateShape` says more: warm-up, decay,
-            last rate, a signal to cool down on.
+            last rate.
         auto_find_lr: Whether to search for the peak learning rate first, in place of ``initial_lr``. Needs a
             ``load_callback``, and a ``state_callback`` or a backup made before the first draw.
         policy: Which samples come next: "balanced", "quartile", "shuffle", "focus" or a `Policy`. The

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,7 +22,6 @@ from ..recovery.recovery import RecoveryController
 from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, ScheduleName, make_schedule
-from ..schedules.span import Span, read_span
 from ..sources.lengths import Buckets
 from ..sources.permutation import MAX_SAMPLES
 from ..sources.planned import PlannedBatches
@@ -39,7 +37,6 @@ from .feed.replay import WAYS
 from .pace import LrSearch, Pace, Rates
 from .run import Run
 from .settings import OF_RATES, Monitor, OwnBatches, Settings, TokenBatches
-from .signals import NAMES as ENDING
 from .turns import Turns
 
 USUAL_EPOCH = 400
@@ -96,10 +93,7 @@ def build_run(settings: Settings) -> Run:
         _schedule_maker(settings, budget), pace=pace, search=search, controller=controller, emitter=emitter,
         announcer=announcer, persistence=persistence,
     )  # fmt: skip
-    requests = Requests(
-        pace, announcer, handle_signals=given["handle_signals"], cool_down_on=_checked_signal(settings),
-        agreement=agreement,
-    )  # fmt: skip
+    requests = Requests(pace, announcer, handle_signals=given["handle_signals"], agreement=agreement)
     shown = replace(settings, given={**given, "monitor": Monitor(monitor, mode=mode if monitor else None)})
     return Run(
         source, pace, sentry, persistence, controller, announcer, emitter, agreement, search, rates, early_stop,
@@ -233,7 +227,6 @@ def _own_table(settings: Settings, own: OwnBatches) -> SampleTable:
             )
     most = whole_number("max_ids", own.max_ids, least=1, most=MAX_SAMPLES)
     whole_number("seed", given["seed"], least=0, most=2**63)
-    check_choice("after_restore", own.after_restore, ("next", "again"))
     check_choice("resume_data", own.resume_data, WAYS)
     return SampleTable(0, batch_size=1, most_ids=most)
 
@@ -312,22 +305,3 @@ def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | Non
         )  # fmt: skip
 
     return made
-
-
-def _checked_signal(settings: Settings) -> tuple[int, Span] | None:
-    """The signal that asks for a cool-down, and the length of that."""
-    given = settings.given
-    asked: Any = settings.shape.cool_down_on
-    if asked is None:
-        return None
-    if not (isinstance(asked, (tuple, list)) and len(asked) == 2):
-        raise ValueError(f'cool_down_on must be a signal and a length, ("SIGUSR1", "10min"), got {asked!r}.')
-    name, span = asked[0], read_span("the length in cool_down_on", asked[1])
-    found = getattr(signal, name, None) if isinstance(name, str) and name.startswith("SIG") else None
-    if not isinstance(found, signal.Signals) or name in (*ENDING, "SIGKILL", "SIGSTOP"):
-        raise ValueError(
-            f'the signal in cool_down_on must exist on this system and end no run, such as "SIGUSR1", got {name!r}.'
-        )
-    if not given["handle_signals"]:
-        raise ValueError("cool_down_on needs handle_signals=True, got False.")
-    return int(found), span

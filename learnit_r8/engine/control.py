@@ -6,12 +6,10 @@ handler may interrupt the very code that holds it.
 
 from __future__ import annotations
 
-import functools
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import events
 from ..events.bus import Announcer
@@ -41,7 +39,6 @@ class Requests:
         pace: Stops counting time while the run is paused, and learns when it is stopped.
         announcer: Receives events.
         handle_signals: Whether signals that end the process wait for the end of the step and a checkpoint.
-        cool_down_on: Number of the signal that asks for a cool-down, and its length; None for none.
         sleep: Waits for some seconds.
         agreement: Knows the ranks that answer together.
 
@@ -55,19 +52,13 @@ class Requests:
 
     def __init__(
         self, pace: Pace, announcer: Announcer, *, handle_signals: bool = False,
-        cool_down_on: tuple[int, Span] | None = None, sleep: Callable[[float], None] = time.sleep,
-        agreement: Agreement | None = None,
+        sleep: Callable[[float], None] = time.sleep, agreement: Agreement | None = None,
     ) -> None:  # fmt: skip
         self._pace, self._announcer, self._sleep = pace, announcer, sleep
         self._agreement = agreement or Agreement()
-        asks: dict[str, Any] = {}
-        if cool_down_on is not None:
-            signum, span = cool_down_on
-            name = signal.Signals(signum).name
-            asks = {"asking": signum, "ask": functools.partial(self.cool_down, span, f"by {name}")}
         self.signals: SignalWatch | None = None
         if handle_signals:
-            self.signals = SignalWatch(self._wake, count_steps=lambda: pace.step, **asks)
+            self.signals = SignalWatch(self._wake, count_steps=lambda: pace.step)
         # The first answer installs the signal handlers.
         self.is_pending = handle_signals
         self.is_paused = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from .. import events
@@ -32,18 +32,14 @@ class EventEmitter:
     Args:
         announcer: Passes events to listeners.
         table: The sample table.
-        clock: Returns seconds, to measure what surveys cost.
 
     Attributes:
         has_started: Whether the start of the run is over, of which `run_started` is a part.
     """
 
-    def __init__(
-        self, announcer: Announcer, table: SampleTable, *, clock: Callable[[], float] = time.perf_counter
-    ) -> None:
+    def __init__(self, announcer: Announcer, table: SampleTable) -> None:
         self._announcer = announcer
         self._table = table
-        self._clock = clock
         self._ticket: Ticket | None = None
         self.has_started = False
         self._surveyor: Surveyor | None = None
@@ -86,13 +82,13 @@ class EventEmitter:
             self._ended_step = step
         is_new = step > self._grouped_step
         if self.has_groups and is_new and (epoch_ended or closing or announcer.seconds >= self._groups_due):
-            self._grouped_step, began = step, self._clock()
+            self._grouped_step, began = step, time.perf_counter()
             self._tell_groups(epoch)
-            self._groups_due = announcer.seconds + max(GROUP_SECONDS, (self._clock() - began) / GROUP_SHARE)
+            self._groups_due = announcer.seconds + max(GROUP_SECONDS, (time.perf_counter() - began) / GROUP_SHARE)
         if not announcer.wants_surveys:
             return
         if self._surveyor is None:
-            self._surveyor = Surveyor(self._table, clock=self._clock)
+            self._surveyor = Surveyor(self._table)
         is_last = closing and step > self._surveyed_step
         epoch_ended = epoch_ended or (is_last and step == self._ended_step)
         is_due = is_last or self._surveyor.is_due(announcer.seconds, epoch_ended=epoch_ended)

@@ -84,7 +84,7 @@ class Engine:
     Attributes:
         run: As given; the parts that others use are attributes, too.
         open_ticket: The batch of `R8Scheduler.batch_iterator` that is not reported yet.
-        clock: Returns seconds; measures the two that follow, where there are listeners.
+        clock: Returns seconds; measures the two that follow.
         own_seconds: Time that the scheduler took since the last step.
         data_seconds: Time that the training waited for its data since then.
         adopt, look_again, look_at_weights: See `Persistence`.
@@ -113,8 +113,7 @@ class Engine:
         began = self.clock()
         self.between_steps()
         ticket = self.draw_ahead()
-        if self.announcer.is_heard:
-            self.own_seconds += self.clock() - began
+        self.own_seconds += self.clock() - began
         return ticket
 
     def draw_ahead(self, is_fetched: bool = False, is_offered: bool = False) -> Ticket | None:
@@ -817,10 +816,7 @@ class Engine:
         self.run.member.settle()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; if there are listeners, the time that training waits for each is measured."""
-        return self._timed(batches) if self.announcer.is_heard else batches
-
-    def _timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time that training waits for each is measured."""
         while True:
             began = self.clock()
             try:

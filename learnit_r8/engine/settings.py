@@ -77,8 +77,6 @@ class RateShape:
         decay_proportion: Share of the budget in which the rate of "wsd" falls, in (0, 1]; by default 0.2.
         decay_shape: Shape of that decay and of every cool-down: "sqrt" (1 - sqrt), "linear" or "cosine".
         min_lr: Last learning rate, in [0, initial_lr].
-        cool_down_on: A signal that asks for a cool-down, and its length, ``("SIGUSR1", "10min")``, for batch systems
-            that send one before the end: steps, or a text such as "500 steps", "2 epochs", "10min".
 
     >>> from learnit_r8 import R8Scheduler
     >>> r8 = R8Scheduler(64, batch_size=8, num_steps=10, scheduler_mode=RateShape("linear", warmup_steps=4))
@@ -93,7 +91,6 @@ class RateShape:
     decay_proportion: float | None = field(default=None, metadata=about(kept=CHANGEABLE))
     decay_shape: ShapeName = field(default="sqrt", metadata=about(kept=CHANGEABLE))
     min_lr: float = field(default=0.0, metadata=about(kept=CHANGEABLE))
-    cool_down_on: tuple[str, int | str] | None = field(default=None, metadata=about())
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,8 @@ class OwnBatches:
         steps_per_epoch: Steps in a run through your iterable, if the schedule must know it in advance.
         keep_witness: Whether to keep your own batch after a backup (up to 64 MiB), so that it can be handed out again
             to test the weights; otherwise the losses alone decide.
-        after_restore: What your loader does after the model was restored: "next", it goes on with its next batch; or
-            "again", it goes back, too, if it has ``state_dict()`` and ``load_state_dict()``.
         resume_data: How a resumed run finds its place in your loader, if that has no ``load_state_dict()``: "replay"
-            draws and drops the batches before it; "indices" draws and drops only the indices of a `DataLoader`, which
-            gives the same samples but different random augmentation; "start" starts the epoch over.
+            draws and drops the batches before it; "start" starts the epoch over.
         max_ids: Most samples that the table holds, >= 1; the visits of others are only counted.
 
     >>> from learnit_r8 import R8Scheduler
@@ -143,8 +137,7 @@ class OwnBatches:
     num_tokens: int | None = field(default=None, metadata=about(kept=CHANGEABLE))
     steps_per_epoch: int | None = field(default=None, metadata=about(kept=CHANGEABLE))
     keep_witness: bool = field(default=True, metadata=about(kept=NOTED))
-    after_restore: Literal["next", "again"] = field(default="next", metadata=about(kept=NOTED))
-    resume_data: Literal["replay", "indices", "start"] = field(default="replay", metadata=about(kept=NOTED))
+    resume_data: Literal["replay", "start"] = field(default="replay", metadata=about(kept=NOTED))
     max_ids: int = field(default=MOST_IDS, metadata=about(kept=NOTED))
 
     def __post_init__(self) -> None:
@@ -246,8 +239,6 @@ WITHIN = {each.name: kind for kind in KINDS for each in fields(kind) if each.met
 
 HEADS = {kind: next((each.name for each in fields(kind) if not each.metadata), None) for kind in KINDS}
 """What each of them calls that which the argument may also be given as alone."""
-
-DEFAULTS = {each.name: each.default for kind in KINDS for each in fields(kind) if each.metadata}
 
 
 def whole(argument: str, value: Any) -> Any:
@@ -563,9 +554,9 @@ def kept_defaults(make: Callable[..., Any]) -> dict[str, Any]:
         make: `R8Scheduler`, whose signature has them.
     """
     given = {name: each.default for name, each in inspect.signature(make).parameters.items()}
-    within = {each.name: each.metadata for kind in KINDS for each in fields(kind) if each.metadata}
-    kept = {**{name: about_setting(name) for name in AllSettings.__annotations__}, **within}
-    return {name: ({**given, **DEFAULTS})[name] for name, facts in kept.items() if facts["kept"]}
+    alone = {name: given[name] for name in AllSettings.__annotations__ if about_setting(name)["kept"]}
+    within = [each for kind in KINDS for each in fields(kind)]
+    return alone | {each.name: each.default for each in within if each.metadata.get("kept")}
 
 
 def check_names(call: str, settings: Mapping[str, Any], known: Collection[str]) -> None:

@@ -85,8 +85,6 @@ class SignalWatch:
     Args:
         wake: Called in the handler, to make the training thread check for a signal soon.
         clock: Returns seconds.
-        ask: Called in the handler of ``asking``.
-        asking: A signal that does not end the run but makes a request; None for none.
         count_steps: Returns how many steps the run has made.
 
     Attributes:
@@ -98,11 +96,10 @@ class SignalWatch:
 
     def __init__(
         self, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic, *,
-        ask: Callable[[], None] = lambda: None, asking: int | None = None, count_steps: Callable[[], int] = lambda: 0,
+        count_steps: Callable[[], int] = lambda: 0,
     ) -> None:  # fmt: skip
         self._wake, self._clock = wake, clock
         self.count_steps = count_steps
-        self._ask, self._asking = ask, asking
         self._handlers: dict[int, _Handler] = {}
         self._since = 0.0
         self._urgent_since: float | None = None
@@ -117,7 +114,7 @@ class SignalWatch:
         """Install the handlers, in the main thread only; not for signals ignored (nohup) or handled outside Python."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
-        for signum in (*(getattr(signal, name, None) for name in NAMES), self._asking):
+        for signum in (getattr(signal, name, None) for name in NAMES):
             before = None if signum is None else signal.getsignal(signum)
             if signum is None or before is None or before is signal.SIG_IGN:
                 continue
@@ -177,9 +174,6 @@ class SignalWatch:
         that is left, or after `HOLD_SECONDS`; a third one does not wait. Further SIGHUP are ignored, as a closing
         terminal may send several.
         """
-        if signum == self._asking:
-            self._ask()
-            return
         now = self._clock()
         is_first = self.received is None
         if is_first:
@@ -279,8 +273,7 @@ class _Handler:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         watch = self.watch()
-        # A request is one of the run wherever it arrives.
-        is_its = watch is not None and (watch.scope is None or watch.received or signum == watch._asking)
+        is_its = watch is not None and (watch.scope is None or watch.received)
         if watch is not None and self.is_heard and (is_its or (watch.scope is not None and watch.scope(frame))):
             watch.note(signum, frame)
         elif self.before is signal.SIG_DFL:

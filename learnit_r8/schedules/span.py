@@ -73,7 +73,7 @@ def span_of(
 
 
 def read_span(name: str, value: Any) -> Span:
-    """The span that an argument such as ``cool_down_on`` holds.
+    """The span that an argument such as ``cool_down`` holds.
 
     Args:
         name: The argument, for the message.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..table.labels.predictions import joined
-from ..table.losses import EXACT, WHOLE_BATCH, Reading
+from ..table.losses import EXACT, Reading
 from ..table.names import Members
 from ..table.radix import keys_of, order_of
 
@@ -75,7 +74,6 @@ class Chunk:
         fill: F, number of first samples that also fill up the last batch; they are learned from once.
         weights: float32[M], later float32[M + F], factors for the samples' losses, or None.
         planned: The losses it was planned with; None if unknown.
-        records: The members' records if nothing else can change them; spares `learn` from reading them again.
 
     Attributes:
         handed: int64[M + F], a copy of the members of which users get views that they may change.
@@ -99,7 +97,7 @@ class Chunk:
     def __init__(
         self, members: NDArray[np.int64], table: SampleTable, *, sizes: NDArray[np.int64], expected: list[float],
         typical: float = math.nan, pass_number: int, sweep: int, fill: int = 0,
-        weights: NDArray[np.float32] | None = None, planned: Planned | None = None, records: NDArray[Any] | None = None,
+        weights: NDArray[np.float32] | None = None, planned: Planned | None = None,
     ) -> None:  # fmt: skip
         self.members = members
         # The last batch is filled up with the first samples, repeatedly if necessary.
@@ -113,18 +111,15 @@ class Chunk:
         self.drawn = 0
         self.planned = planned
         self.table = table
-        self._records = records
         self._sizes = sizes
         # Where each batch begins; what fills up the last one is at the end of it.
         self._starts: list[int] = (np.cumsum(sizes) - sizes).tolist()
         ends = [*self._starts[1:], len(self.handed)]
         self.views = [self.handed[start:end] for start, end in zip(self._starts, ends, strict=False)]
-        # Python's arrays: storing a float in a numpy array takes twice as long.
-        one_each = table.storage.part_size == WHOLE_BATCH or table.storage.batch_size == 1
-        self.reports: Any = array("d", bytes(8 * len(expected))) if one_each else [0.0] * len(expected)
         self.predictions: dict[int, NDArray[np.float32]] = {}
-        self.trends = array("d", bytes(8 * len(expected)))
-        self.rates = [0.0] * len(expected)
+        # Lists: storing a float in a numpy array takes twice as long.
+        self.reports: list[Any] = [0.0] * len(expected)
+        self.trends, self.rates = [0.0] * len(expected), [0.0] * len(expected)
 
     def batch(self, slot: int) -> Batch:
         """The batch at a position of the chunk."""
@@ -163,21 +158,16 @@ class Chunk:
         """Whether every batch is reported or closed."""
         return self.states.count(REPORTED) + self.states.count(CLOSED) == len(self.states)
 
-    def forget_records(self) -> None:
-        """Read the records again in `learn`, as they may change before."""
-        self._records = None
-
     def learn(self) -> None:
         """Let the table learn all reports that it has not learned yet."""
         states = np.frombuffer(self.states, np.uint8)
         reported = states == REPORTED
         if not reported.any():
             return
-        # learn() overwrites the records: if it raises, they must be read again.
-        members, sizes, records, self._records = self.members, self._sizes, self._records, None
+        members, sizes = self.members, self._sizes
         reports, trends = self.reports, np.array(self.trends)
         if not reported.all():
-            members, records = members[np.repeat(reported, sizes)], None
+            members = members[np.repeat(reported, sizes)]
             reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
         if self.weights is not None and (self.weights != 1).any():
             self.table.storage.note_weights()
@@ -201,7 +191,6 @@ class Chunk:
             means,
             part_sizes,
             trends,
-            records,
             predictions=self._predictions(places.tolist()) if self.predictions else None,
             done=lambda: states.__setitem__(places, CLOSED),
         )

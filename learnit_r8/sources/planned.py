@@ -77,7 +77,7 @@ class PlannedBatches:
         self._no_chunk = Chunk(_NOBODY, table, sizes=_NOBODY, expected=[], pass_number=-1, sweep=-1)
         self._reset()
         self._planner = Planner(
-            table, policy=policy, seed=seed, last_batch=last_batch, before_sweep=self._let_others_share,
+            table, policy=policy, seed=seed, last_batch=last_batch, before_sweep=self.hand_over,
             buckets=buckets,
         )  # fmt: skip
         table.learner.hold_back(self)
@@ -184,12 +184,6 @@ class PlannedBatches:
         """Note which open chunks are of a sweep before the present one, or of none."""
         for chunk in self._open:
             chunk.is_late = chunk.sweep != self._planner.num_sweeps
-
-    def _let_others_share(self) -> None:
-        """Let the table learn everything, and stop relying on the open chunks' copies of records."""
-        self.hand_over()
-        for chunk in self._open:
-            chunk.forget_records()
 
     def look_ahead(self) -> tuple[Chunk, Planner] | None:
         """Plan the next chunk if the current one is used up, for `next`; the only part of a draw that asks the policy.
@@ -301,7 +295,7 @@ class PlannedBatches:
         """See `Source`; the table learns it before its samples are planned again."""
         if chunk.is_late:
             # It may share samples with reports held back, which must be learned in the order they came.
-            self._let_others_share()
+            self.hand_over()
         chunk.reports[slot] = means
         if predictions is not None:
             chunk.predictions[slot] = predictions.rows
@@ -355,8 +349,6 @@ class PlannedBatches:
         for chunk in self._open:
             chunk.expected = [(share - 1) * trend for share in chunk.expected]
             chunk.typical = (chunk.typical - 1) * trend
-            # Its copies of records have estimates of the other kind.
-            chunk.forget_records()
 
     def hand_over(self) -> None:
         """Let the table learn all reports so far. When this is called does not affect which batches are drawn."""

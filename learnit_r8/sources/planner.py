@@ -202,7 +202,7 @@ class Draft:
             indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes, weights),
             typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
             pass_number=self._context.pass_number, sweep=sweep, fill=fill, weights=weights,
-            planned=Planned(loss if self.pool is None else self.pool, loss, order), records=records,
+            planned=Planned(loss if self.pool is None else self.pool, loss, order),
         )  # fmt: skip
 
     def _mean_of(self, records: NDArray[Any]) -> float:

@@ -306,7 +306,6 @@ class LossLearner:
         means: NDArray[np.float64],
         sizes: NDArray[np.int64] | None,
         trend: NDArray[np.float64],
-        records: NDArray[Any] | None = None,
         *,
         predictions: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None,
         done: Callable[[], object] | None = None,
@@ -318,12 +317,11 @@ class LossLearner:
             means: float64[P], mean loss of consecutive parts of ``indices``; finite.
             sizes: int64[P], samples of each part, their sum M; None if each sample is its own part.
             trend: float64[P], what `observe` returned for the batch of each part.
-            records: RECORD[M], the samples' current records if available; overwritten.
             predictions: int64[K] and float32[3 P, K], samples and the rows of `PredictionRows` for them, or None.
             done: Called when the table has learned.
         """
         storage = self.storage
-        records = storage.records.gather(indices) if records is None else records
+        records = storage.records.gather(indices)
         if storage.part_size != WHOLE_BATCH:
             # A sample's loss may overflow float32 even if the mean of its batch does not.
             means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)

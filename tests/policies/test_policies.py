@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import learnit_r8
 from examples.own_policy import MatchMean
 from learnit_r8 import Context, Policy, even_groups
 from learnit_r8.policies import POLICIES, Balanced, EvenGroups, Quartile, Shuffle, Steady, get_policy
@@ -349,14 +348,6 @@ def test_match_mean_of_the_examples_narrows_the_gaps(kind):
 def test_match_mean_of_the_examples_by_hand(loss, settings, wanted):
     """Batches far from the mean swap samples; those near enough are left alone."""
     assert MatchMean(**settings).arrange(candidates(loss), 2, generator()).tolist() == wanted
-
-
-def test_old_function_says_what_to_use():
-    """So is the function that made one."""
-    with pytest.raises(ImportError, match=r"match_mean is not here; examples/own_policy.py has it"):
-        from learnit_r8 import match_mean  # noqa: F401
-
-    assert not hasattr(learnit_r8, "match_mean")
 
 
 @pytest.mark.parametrize("name", ["balanced", "quartile", "shuffle", "focus"])

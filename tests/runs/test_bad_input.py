@@ -142,12 +142,6 @@ TABLE = [
         ({"decay_proportion": 0}, r"decay_proportion must be in \(0, 1\], got 0"),
         ({"scheduler_mode": "constant", "decay_proportion": 0.1}, "decay_proportion needs scheduler_mode='wsd'"),
         ({"decay_shape": "log"}, r"decay_shape must be one of \['cosine', 'linear', 'sqrt'\], got 'log'"),
-        ({"cool_down_on": "SIGUSR1"}, r'cool_down_on must be a signal and a length, \("SIGUSR1", "10min"\), got'),
-        ({"cool_down_on": ("SIGUSR9", 5)}, "the signal in cool_down_on must exist on this system"),
-        ({"cool_down_on": ("SIGTERM", 5)}, "end no run"),
-        ({"cool_down_on": (10, 5)}, "the signal in cool_down_on must exist"),
-        ({"cool_down_on": ("SIGUSR1", "soon")}, "the length in cool_down_on must be a number of steps >= 1"),
-        ({"cool_down_on": ("SIGUSR1", 5), "handle_signals": False}, "cool_down_on needs handle_signals=True, got Fal"),
     )],
 ]
 # fmt: on

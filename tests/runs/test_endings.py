@@ -293,15 +293,17 @@ def test_downtime_counts_until_a_wall_time(tmp_path):
 
 
 def test_signal_asks_for_a_cool_down(recwarn):
-    """A signal that a batch system sends before the end begins a cool-down; a second one does not move its end."""
-    before = signal.getsignal(signal.SIGUSR1)
+    """A handler of the user's begins a cool-down as a batch system tells of the end; a second signal moves nothing."""
     heard = []
-    r8 = endless(cool_down_on=("SIGUSR1", "7 steps"), listeners=[heard.append])
-    rates = rates_with(r8, {step: lambda r8: signal.raise_signal(signal.SIGUSR1) for step in (10, 12)})
+    r8 = endless(listeners=[heard.append])
+    before = signal.signal(signal.SIGUSR1, lambda *_: r8.requests.cool_down("7 steps", "by SIGUSR1"))
+    try:
+        rates = rates_with(r8, {step: lambda r8: signal.raise_signal(signal.SIGUSR1) for step in (10, 12)})
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
     assert len(rates) == 17
     assert [event.reason for event in heard if isinstance(event, events.CoolDownBegan)] == ["by SIGUSR1"]
-    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 def test_loop_of_ones_own_ends_with_the_cool_down():

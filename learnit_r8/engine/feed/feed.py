@@ -44,6 +44,7 @@ NO_END = (
     "a run through the loader has given {:,} batches so far and not ended, and num_epochs= waits for its end; if it "
     "has none, give num_steps=, train_duration_seconds= or batch_size=OwnBatches(num_tokens=...)."
 )
+NOT_AGAIN = "the loader goes on with its next batch: the {} batches since then do not come again."
 REPLACED = "a batch was asked for by an iteration that another one has replaced; iterate over batches() once at a time."
 AFTER_LAST = (
     "the run went on after the last batch of its epoch, so batches() gave none, and what follows them in your loop is "
@@ -189,8 +190,10 @@ class Feed:
                 self.between_steps()
                 if samples.told is not exclusions.quarantined:
                     samples.tell_quarantined()
-                if self._updates > controller.lineage.updates and not controller.is_open:
-                    self._go_back(self._updates)
+                num_undone = self._updates - controller.lineage.updates
+                if num_undone > 0 and not controller.is_open:
+                    text = NOT_AGAIN.format(num_undone)
+                    engine.announcer.tell(events.Notice, text=text, is_warning=False)
                 self._updates = controller.lineage.updates
                 may_probe = not (controller.is_quiet or pace.is_stopped) and controller.experiment.asks_probe
                 if may_probe and not (pace.leaves_out and (self.is_at_end() or self._is_full())):
@@ -247,20 +250,6 @@ class Feed:
             source.begin(loader)
         self.trainer.before_first_batch()
 
-    def _go_back(self, before: int) -> None:
-        """Go on where the loop is to go on, now that the model was restored from one of ``before`` updates."""
-        engine, updates = self.engine, self.engine.controller.lineage.updates
-        backup = engine.backup.newest
-        moment = None if backup is None or backup.updates != updates else backup.moment
-        saved = None if moment is None or moment.state is None else moment.state["plan"]
-        if self.source.settings.after_restore == "again" and saved is not None and self.source.go_back(saved):
-            text = f"the loader goes back with the model: the {before - updates} batches since then come again."
-        else:
-            text = (
-                f"the loader goes on with its next batch: the {before - updates} batches since then do not come again."
-            )
-        engine.announcer.tell(events.Notice, text=text, is_warning=False)
-
     def _has_ended(self, begun: int) -> bool:
         """Whether the run is over at its end, once all losses are reported; ``begun``: its step as the loop began."""
         engine, pace = self.engine, self.engine.pace
@@ -289,11 +278,9 @@ class Feed:
 
     def between_steps(self) -> None:
         """Do what is due between two steps."""
-        engine = self.engine
-        began = engine.clock() if engine.announcer.is_heard else 0.0
+        began = self.engine.clock()
         self.trainer.between_steps()
-        if engine.announcer.is_heard:
-            engine.own_seconds += engine.clock() - began
+        self.engine.own_seconds += self.engine.clock() - began
 
     def end_pass(self) -> None:
         """End a run through the loader, if anything of it was trained on.
@@ -344,21 +331,20 @@ class Feed:
 
     def _take_next(self, measure: BatchMeasure) -> Any:
         """The next batch of the loader; `_NONE` if there is none, here or on another rank."""
-        engine, source, is_heard = self.engine, self.source, self.engine.announcer.is_heard
-        began, item = engine.clock() if is_heard else 0.0, _NONE
+        engine, source, item = self.engine, self.source, _NONE
+        began = engine.clock()
         if engine.pace.probes and self._is_full():
             # The loader comes to its end, as one that knows its place must.
             source.skip(engine.pace.probes_in_epoch + 1)
         else:
             item = source.fetch(_NONE)
-        if is_heard:
-            engine.data_seconds += engine.clock() - began
+        engine.data_seconds += engine.clock() - began
         size = None if item is _NONE else measure.of(item)
         if engine.agreement.ranks is not None:
             size = self.meet(size)
         if size is None:
             return _NONE
-        began = engine.clock() if is_heard else 0.0
+        began = engine.clock()
         members, num_left_out = source.samples.of(item, source.batches)
         source.left_out += num_left_out
         source.open = ticket = self.take(item, size, members)
@@ -367,8 +353,7 @@ class Feed:
         if ticket.chunk.item is not None:  # type: ignore[union-attr]
             # Weights may be tested with it.
             self.note_start()
-        if is_heard:
-            engine.own_seconds += engine.clock() - began
+        engine.own_seconds += engine.clock() - began
         return item
 
     def note_start(self) -> None:

@@ -344,13 +344,6 @@ class FollowedBatches(Source):
         # The validation that is repeated, and the next epoch, draw from them.
         replay.set_generators(source, resumed["now"])
 
-    def go_back(self, saved: Mapping[str, Any]) -> bool:
-        """Bring the loader back to where it was when `state` returned this; returns whether it can be brought there."""
-        again = replay.open_at(self._source, saved["loader"], self.samples.open, self._announcer)
-        if again is not None:
-            self.taken, self._out, self.batches, self._was_placed = saved["taken"], [], again, True
-        return again is not None
-
     def state(self, random: dict[str, Any] | None = None) -> dict[str, Any]:
         """How far the run is in the user's loader."""
         if self._resumed is not None:
@@ -444,12 +437,9 @@ def rounds(parts: list[Part]) -> Iterator[list[Part]]:
     if ordered[0] >= 0 and (ordered[1:] != ordered[:-1]).all():
         yield parts
         return
-    newest = _newest_before(parts)
-    if ordered[0] < 0 or (newest == np.arange(len(parts))).any():
-        parts = [some for each in parts for some in distinct(each)]
-        newest = _newest_before(parts)
+    parts = [some for each in parts for some in distinct(each)]
     start = 0
-    for place, last in enumerate(newest.tolist()):
+    for place, last in enumerate(_newest_before(parts).tolist()):
         if last >= start:
             yield parts[start:place]
             start = place

@@ -16,7 +16,7 @@ from ...state.tree import clone, leave_out, pack, unpack
 if TYPE_CHECKING:
     from ...events.bus import Announcer
 
-WAYS = ("replay", "indices", "start")
+WAYS = ("replay", "start")
 
 NOT_LOADED = (
     "the iterator of the loader refused its saved state, so batches are drawn and skipped to find its place ({})."
@@ -367,10 +367,7 @@ def resume(
     else:
         set_generators(source, saved["start"])
         set_order(source, saved["start"] and saved["start"].get("order"))
-        if way == "indices":
-            batches = _skip_indices(source, count, opens)
-        else:
-            batches = drop(announcer, opens(source, count), count, saved.get("before"))
+        batches = drop(announcer, opens(source, count), count, saved.get("before"))
     set_generators(source, saved["now"])
     return batches
 
@@ -419,61 +416,3 @@ def _show(text: str, end: str = "") -> None:
         print(f"\r{text}", end=end, file=sys.stderr, flush=True)
     else:
         print(text, file=sys.stderr, flush=True)
-
-
-def _skip_indices(source: Any, count: int, opens: Callable[[Any, int], Iterator[Any]]) -> Iterator[Any]:
-    """An iterator of a `DataLoader` whose index sampler was forwarded, so that no sample was read.
-
-    Raises:
-        ValueError: it is not a loader with a batch sampler.
-    """
-    # What accelerate wraps around a loader iterates over that one, with its own sampler.
-    is_plain = not hasattr(source, "base_dataloader") and hasattr(source, "collate_fn")
-    if getattr(source, "batch_sampler", None) is None or not is_plain:
-        raise ValueError(
-            "resume_data must be 'replay' or 'start' for a loader without a batch_sampler of its own, got 'indices' "
-            f"for {source!r}."
-        )
-    from copy import copy
-
-    rest, sampler = copy(source), _Forwarded(source.batch_sampler, count)
-    # A DataLoader refuses to have its sampler changed; this one is read once.
-    object.__setattr__(rest, "batch_sampler", sampler)
-    batches = opens(rest, 0)
-    # As the saved run has: before the random generators are set to where that was.
-    sampler.forward()
-    return batches
-
-
-class _Forwarded:
-    """A batch sampler without its first batches.
-
-    Args:
-        sampler: The whole one.
-        count: Batches to leave out.
-    """
-
-    def __init__(self, sampler: Any, count: int) -> None:
-        self._sampler, self._count = sampler, count
-        self._batches: Iterator[Any] | None = None
-
-    def forward(self) -> Iterator[Any]:
-        """Leave them out, if that was not done yet; returns the rest."""
-        if self._batches is None:
-            self._batches = iter(self._sampler)
-            for number in range(self._count):
-                if next(self._batches, None) is None:
-                    raise ValueError(
-                        f"the loader must be that of the saved run, which had taken {self._count} batches of this "
-                        f"epoch, got one whose sampler ends after {number}."
-                    )
-        return self._batches
-
-    def __iter__(self) -> _Forwarded:
-        return self
-
-    def __next__(self) -> Any:
-        return next(self.forward())
-
-    def __len__(self) -> int:
-        return len(self._sampler) - self._count

@@ -374,46 +374,6 @@ def test_the_rate_is_a_factor_after_a_restore():
     assert r8.lr_factor == 1.0
 
 
-class Rewinding(Loader):
-    """A loader that can tell where it is."""
-
-    place = 0
-
-    def state_dict(self):
-        return {"place": self.place}
-
-    def load_state_dict(self, state):
-        self.place = state["place"]
-
-    def __iter__(self):
-        self.begun += 1
-        while self.place < len(self.batches):
-            self.given.append(self.place)
-            self.place += 1
-            yield self.batches[self.place - 1]
-        self.place = 0
-
-
-def test_the_loader_goes_back_with_the_model_where_it_is_asked_to():
-    """With after_restore="again" the batches since the backup come again."""
-    broken = []
-
-    def spoil(r8, line):
-        if r8.global_step == 25 and not broken:
-            broken.append(True)
-            line.spoil()
-
-    seed_all()
-    with pytest.warns(RuntimeWarning, match="restored"):
-        _, loader, _ = train(epochs=1, loader=Rewinding(60), on_batch=spoil, after_restore="again")
-
-    # Backups are taken every ten steps; the batch that was refused is not of the backup's past.
-    assert loader.given[:26] == list(range(26))
-    again = next(place for place, (one, two) in enumerate(itertools.pairwise(loader.given)) if two <= one)
-    assert loader.given[again + 1] == 20
-    assert loader.given[again + 1 :] == list(range(20, 60))
-
-
 # Views.
 
 
@@ -678,8 +638,7 @@ MISTAKES = [
      r"batch_size must be a number or TokenBatches\(...\) with num_samples"),
     *[(lambda mode=mode: built(num_epochs=2, scheduler_mode=mode), ValueError, NEEDS_AN_END)
       for mode in ("cosine", "linear", "one_cycle")],
-    *[(lambda name=name, value=value: built(num_steps=2, **{name: value}), ValueError, f"{name} must be")
-      for name, value in (("after_restore", "later"), ("resume_data", "fast"))],
+    (lambda: built(num_steps=2, resume_data="fast"), ValueError, "resume_data must be"),
     (lambda: drawing().batches([1]), RuntimeError, r"batches\(\) is for batches of your own"),
     (lambda: drawing().steps(), RuntimeError, r"steps\(\) is for batches of your own"),
     *[(lambda call=call: call(built(num_steps=3)), RuntimeError,

@@ -168,12 +168,3 @@ def noisy_batch(items):
 def test_batches_that_r8_draws(ahead, tmp_path):
     """Where something fetches ahead of the training each batch has random numbers of its own, as with workers."""
     check_kills(Noisy, tmp_path, [(2, [7]), (2, [9, 15])], batch_size=4, ahead=ahead, collate=noisy_batch)
-
-
-def test_accelerate_has_no_indices_to_forward(tmp_path):
-    """resume_data="indices" would forward a sampler that its loader does not ask: other samples came."""
-    make = LOADERS["accelerate"]
-    with pytest.raises(Killed):
-        trained(make, tmp_path, kill_at=5)
-    with pytest.raises(ValueError, match="without a batch_sampler of its own, got 'indices'"):
-        trained(make, tmp_path, resume_data="indices")

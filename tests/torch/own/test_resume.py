@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from wild_scripts import SCRIPTS, Autoencoder, Closures, Epochs, InPlace, Recurrent, Rewards, clouds, seed_all
+from wild_scripts import SCRIPTS, Autoencoder, Closures, Epochs, InPlace, Rewards, clouds, seed_all
 
 from learnit_r8.torch import attach
 from tests.torch_common import Killed
@@ -56,43 +56,6 @@ def test_a_sampler_that_shuffles_in_place_goes_on_as_it_was(at, tmp_path):
     assert resumed.begun == at // 6 * 6
     assert resumed.order == whole.order[resumed.begun :]
     assert resumed.bins.bins == whole.bins.bins
-
-
-def test_indices_alone_are_forwarded_where_it_is_asked(tmp_path):
-    """With resume_data="indices" the same samples come next, and none is read for nothing."""
-    reads = []
-
-    class Counted(Epochs):
-        def build(self):
-            super().build()
-            data, own = self.loader.dataset, type(self.loader.dataset).__getitem__
-
-            class Counting(type(data)):
-                def __getitem__(self, index):
-                    reads.append(index)
-                    return own(self, index)
-
-            data.__class__ = Counting
-
-    trained(Counted, tmp_path / "whole")
-    whole = list(reads)
-    with pytest.raises(Killed):
-        trained(Counted, tmp_path / "killed", kill_at=8)
-    reads.clear()
-    resumed = trained(Counted, tmp_path / "killed", seed=5, resume_data="indices")
-
-    assert resumed.begun == 6
-    assert reads == whole[60:]
-
-
-def test_other_loaders_cannot_be_forwarded_by_indices(tmp_path):
-    """It needs a batch sampler."""
-    with pytest.raises(Killed):
-        trained(Recurrent, tmp_path, kill_at=8)
-    with pytest.raises(
-        ValueError, match="resume_data must be 'replay' or 'start' for a loader without a batch_sampler of its own"
-    ):
-        trained(Recurrent, tmp_path, resume_data="indices")
 
 
 @pytest.mark.program
