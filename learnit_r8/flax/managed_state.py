@@ -475,7 +475,14 @@ def with_lr(state: Any, lr: float) -> Any:
     Raises:
         ValueError: no optimizer was made with ``optax.inject_hyperparams``, or its ``learning_rate`` is a schedule.
     """
-    new, is_set = _with_lr(state, np.float32(lr))
+    rate, is_set = np.float32(lr), False
+
+    def change(part: Any) -> Any:
+        nonlocal is_set
+        is_set = True
+        return _with_rate(part, rate)
+
+    new = _changed(state, change)
     if not is_set:
         raise ValueError(
             "state.tx must be made with optax.inject_hyperparams for the scheduler to set its learning_rate, as in "
@@ -485,46 +492,44 @@ def with_lr(state: Any, lr: float) -> Any:
     return new
 
 
-def lr_of(part: Any) -> float | None:
+def lr_of(state: Any) -> float | None:
     """The learning rate of ``optax.inject_hyperparams`` in a state as `with_lr` takes it; None if none can be set."""
-    hyperparams = _hyperparams(part)
-    if hyperparams is not None and "learning_rate" in hyperparams:
-        is_set = "learning_rate" in getattr(part, "hyperparams_states", {})
-        return None if is_set else float(np.max(np.asarray(hyperparams["learning_rate"])))
-    if not isinstance(part, nnx.Rngs) and hasattr(part, "opt_state"):
-        return lr_of(part.opt_state)
-    inner = part.values() if isinstance(part, Mapping) else part if isinstance(part, (tuple, list)) else ()
-    return next((found for each in inner if (found := lr_of(each)) is not None), None)
+    found: list[Any] = []
+
+    def look(part: Any) -> Any:
+        found.append(part)
+        return part
+
+    _changed(state, look)
+    if not found or "learning_rate" in getattr(found[0], "hyperparams_states", {}):
+        return None
+    return float(np.max(np.asarray(found[0].hyperparams["learning_rate"])))
 
 
-def _hyperparams(part: Any) -> Any:
-    # Rngs makes a stream for an attribute of any name.
-    return None if isinstance(part, nnx.Rngs) else getattr(part, "hyperparams", None)
-
-
-def _with_lr(part: Any, lr: np.float32) -> tuple[Any, bool]:
-    """A part of a state with another rate, and whether there is one in it."""
-    hyperparams = _hyperparams(part)
-    if hyperparams is not None and "learning_rate" in hyperparams:
-        return _with_rate(part, hyperparams, lr), True
-    if not isinstance(part, nnx.Rngs) and hasattr(part, "opt_state"):
-        opt_state, is_set = _with_lr(part.opt_state, lr)
+def _changed(part: Any, change: Callable[[Any], Any]) -> Any:
+    """A part of a state in which each state of ``optax.inject_hyperparams`` is what a function makes of it."""
+    if isinstance(part, nnx.Rngs):
+        # It makes a stream for an attribute of any name.
+        return part
+    if "learning_rate" in (getattr(part, "hyperparams", None) or {}):
+        return change(part)
+    if hasattr(part, "opt_state"):
+        opt_state = _changed(part.opt_state, change)
         # An NNX optimizer was changed in place.
-        return (part.replace(opt_state=opt_state) if is_set and hasattr(part, "replace") else part), is_set
+        return part if opt_state is part.opt_state else part.replace(opt_state=opt_state)
     if isinstance(part, Mapping):
-        pairs = {name: _with_lr(value, lr) for name, value in part.items()}
-        is_set = any(found for _, found in pairs.values())
-        return (type(part)({name: new for name, (new, _) in pairs.items()}) if is_set else part), is_set  # type: ignore[call-arg]
+        pairs = {name: _changed(value, change) for name, value in part.items()}
+        return part if all(new is part[name] for name, new in pairs.items()) else type(part)(pairs)  # type: ignore[call-arg]
     if not isinstance(part, (tuple, list)):
-        return part, False
-    parts = [_with_lr(each, lr) for each in part]
-    values = [each for each, _ in parts]
-    if not any(found for _, found in parts):
-        return part, False
-    return (type(part)(*values) if hasattr(part, "_fields") else type(part)(values)), True
+        return part
+    values = [_changed(each, change) for each in part]
+    if all(new is old for new, old in zip(values, part, strict=True)):
+        return part
+    return type(part)(*values) if hasattr(part, "_fields") else type(part)(values)
 
 
-def _with_rate(part: Any, hyperparams: Any, lr: np.float32) -> Any:
+def _with_rate(part: Any, lr: np.float32) -> Any:
+    hyperparams = part.hyperparams
     if "learning_rate" in getattr(part, "hyperparams_states", {}):
         raise ValueError(
             "learning_rate must be a number in optax.inject_hyperparams where a scheduler sets it, got a schedule, "

@@ -6,14 +6,13 @@ import functools
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +32,7 @@ from ..state.tree import fit, pack, unpack
 from ..triggers import every
 from .data import EpochBatches, OneEpoch, ValidationBatches, fold_in, step_keys
 from .managed_state import ManagedState, loss_in, predictions_of_batch
-from .processes import size_of
+from .processes import size_of, whole
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -114,6 +113,10 @@ def train_loop(
     draws = scheduler is not None and scheduler.feed is None
     if ids is not None and (scheduler is None or draws):
         raise ValueError(f"ids must be left out without a scheduler of your own batches, got {ids!r}.")
+    if backup_every is not None and scheduler is None:
+        raise ValueError(f"backup_every must be left out without a scheduler, got {backup_every!r}.")
+    if num_batches and scheduler is not None and scheduler.feed is not None:
+        scheduler.feed.expect_epochs_of(num_batches)
     if num_epochs is not None or not draws:
         num_epochs = whole_number("num_epochs", num_epochs, least=1)
     training = Training(
@@ -128,26 +131,15 @@ def train_loop(
         scheduler=scheduler,
         logs_steps=callbacks is not None,
         ids=ids,
-        backup_every=_backup_every(backup_every, num_batches, scheduler),
+        backup_every=backup_every,
     )
     final, _, _ = loop(training.resume(state) if resume else state, training.batches, training.tasks(), callbacks)
-    training.read()
     return final, training.history
 
 
 def _check_step(name: str, step: Any) -> None:
     if not callable(step):
         raise TypeError(f"{name} must be a function of state, batch and rng_key, got {step!r}.")
-
-
-def _backup_every(given: Any, num_batches: int | None, scheduler: Any) -> Any:
-    if scheduler is None:
-        if given is not None:
-            raise ValueError(f"backup_every must be left out without a scheduler, got {given!r}.")
-        return None
-    if num_batches and scheduler.feed is not None:
-        scheduler.feed.expect_epochs_of(num_batches)
-    return given
 
 
 def _validation(step: Any, source: Any, num_batches: int | None) -> Callable[[Any, Any], dict[str, float]] | None:
@@ -189,8 +181,8 @@ def _data(source: Any, num_batches: int | None, scheduler: Any) -> Any:
     return source
 
 
-BLOCK = 64
-"""Values of a metric that are added up in one call on the device: a call for each would cost more than small steps."""
+READ_EVERY = 256
+"""Steps whose metrics are kept on the device before they are read: reading each would make it wait."""
 
 
 @dataclass(frozen=True)
@@ -261,45 +253,26 @@ class RunningMeans:
     """Weighted means of metrics that stay on the device until `read`."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, tuple[list[Any], list[float]]] = {}
-        self._sums: dict[str, list[Any]] = {}
-        self._weights: dict[str, float] = {}
+        self._unread: list[tuple[dict[str, Any], float]] = []
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._weights: defaultdict[str, float] = defaultdict(float)
 
     def add(self, metrics: Mapping[str, Any], weight: float) -> None:
-        """Take the metrics of a batch; nothing is read or computed for most of them yet. None and text are left out."""
-        for name, value in _numbers(metrics):
-            waiting = self._waiting.get(name)
-            if waiting is None:
-                waiting = self._waiting[name] = ([], [])
-                self._weights.setdefault(name, 0.0)
-                self._sums.setdefault(name, [])
-            values, weights = waiting
-            values.append(value)
-            weights.append(weight)
-            self._weights[name] += weight
-            if len(values) == BLOCK:
-                self._add_up(name)
-
-    def _add_up(self, name: str) -> None:
-        values, weights = self._waiting.pop(name)
-        missing = BLOCK - len(values)
-        # Blocks of one length compile once.
-        same_type = (*values, *values[:1] * missing)
-        self._sums[name].append(_weighted_sum(same_type, np.asarray([*weights, *[0.0] * missing], np.float32)))
-
-    def close(self) -> None:
-        """Add up what is left, so that little is kept on the device."""
-        for name in list(self._waiting):
-            self._add_up(name)
+        """Take the metrics of a batch, which are not read yet. None and text are left out."""
+        self._unread.append((dict(_numbers(metrics)), weight))
+        if len(self._unread) == READ_EVERY:
+            self.read()
 
     def read(self) -> dict[str, float]:
-        """The means; waits for the device, once."""
-        self.close()
-        sums = jax.device_get(self._sums)
-        weights = self._weights
+        """The means so far; waits for the device, once."""
+        for metrics, weight in jax.device_get(jax.tree.map(whole, self._unread)):
+            for name, value in metrics.items():
+                self._weights[name] += weight
+                # No weight times infinity would be NaN.
+                self._sums[name] += weight * float(np.mean(np.asarray(value, float))) if weight else 0.0
+        self._unread.clear()
         return {
-            name: math.fsum(map(float, parts)) / weights[name] if weights[name] else math.nan
-            for name, parts in sums.items()
+            name: total / self._weights[name] if self._weights[name] else math.nan for name, total in self._sums.items()
         }
 
 
@@ -310,13 +283,6 @@ def _numbers(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{inner}", each) for inner, each in _numbers(value))
         elif value is not None and not isinstance(value, (str, bytes)):
             yield name, value
-
-
-@jax.jit
-def _weighted_sum(values: tuple[Any, ...], weights: Any) -> Any:
-    means = jnp.stack([jnp.mean(jnp.asarray(value, float)) for value in values])
-    # Not weights @ means: no weight times infinity would be NaN.
-    return jnp.sum(jnp.where(weights > 0, means * weights, 0.0))
 
 
 PREFIX = "checkpoint_"
@@ -401,9 +367,6 @@ def newest_training(directory: Path) -> dict[str, Any] | None:
     return None
 
 
-MOST_UNREAD = 32
-"""Epochs whose means may wait on the device until somebody asks: reading them waits for all work queued there."""
-
 _VALIDATION = 2**31 - 1
 """Folded into an epoch's key for its validation; the blocks of the steps' keys count from 0."""
 
@@ -436,7 +399,6 @@ class Training:
         self._prefetch: Any = None if scheduler is None or self._is_own else Prefetch.of(scheduler)
         self._first_epoch = 0 if scheduler is None else scheduler.current_epoch
         self._ticket: Any = None
-        self._unread: list[RunningMeans] = []
         self._ticket_epoch: int | None = None
         self._num_ended = -1
         self._begin(self._first_epoch)
@@ -583,45 +545,26 @@ class Training:
             self._r8.feed.end_pass()
         elif self._r8 is not None:
             self._r8.host.leave_epoch()
-        self._means.close()
-        self._unread.append(self._means)
-        self._means = RunningMeans()
+        means, self._means = self._means.read(), RunningMeans()
         validated = {} if self.validation is None else self.validation(loop_state.state, self._epoch_key)
         val = {f"val_{name}": value for name, value in validated.items()}
         if self._r8 is not None and val:
             self._r8.log(**val)
+        new = {**{f"train_{name}": value for name, value in means.items()}, **val}
+        # Every list has a value for each epoch, NaN where one had no such metric.
+        missing = [math.nan] * max(map(len, self.history.values()), default=0)
+        for name in {**self.history, **new}:
+            self.history[name] = [*self.history.get(name, missing), new.get(name, math.nan)]
         done = self._epoch + 1
         is_final = done == self.num_epochs or (is_drawn and self._r8.progress >= 1)
-        folder = self.folder if is_final or done % self.checkpoint_every == 0 else None
-        if not (val or folder or self.show_progress or self.logs_steps or len(self._unread) == MOST_UNREAD):
-            return None
-        new = self.read(val)
-        if folder is not None:
-            self._save(loop_state.state, folder)
+        if self.folder is not None and (is_final or done % self.checkpoint_every == 0):
+            self._save(loop_state.state, self.folder)
         if self.show_progress:
             self._show(new)
         logs = Logs()
         for name, value in new.items():
             logs.add_stateful_metric(name, value)
         return logs
-
-    def read(self, val: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
-        """Read the epochs that are still on the device into the history; the metrics of the last one.
-
-        Args:
-            val: What its validation has found.
-        """
-        new: dict[str, float] = {}
-        for number, means in enumerate(self._unread, start=1):
-            new = {f"train_{name}": value for name, value in means.read().items()}
-            new.update(val if number == len(self._unread) else {})
-            # Every list has a value for each epoch, NaN where one had no such metric.
-            missing = [math.nan] * max(map(len, self.history.values()), default=0)
-            self.history = {
-                name: [*self.history.get(name, missing), new.get(name, math.nan)] for name in {**self.history, **new}
-            }
-        self._unread.clear()
-        return new
 
     def _show(self, metrics: Mapping[str, float]) -> None:
         of = "" if self.num_epochs is None else f"/{self.num_epochs}"

@@ -10,7 +10,7 @@ from typing import IO, Any
 from ..loggers.background import import_needed
 from ..streams.stages import as_scalar
 from ..triggers import Elapsed
-from .elapsed_data import Period, as_period
+from .elapsed_data import Period, as_stop
 from .state import LoopState
 
 SHOWN = ("metrics", "stateful_metrics", "losses")
@@ -76,7 +76,10 @@ class keras_bar:
     """
 
     def __init__(self, total: Any = None, *, interval: float = 0.1, stream: IO[str] | None = None) -> None:
-        self._total = None if total is None else as_period("total", total)
+        length = None if total is None else as_stop("total", total)
+        if not isinstance(length, (Period, type(None))):
+            raise ValueError(f"total must be a number of steps >= 0, a time or a Period, got {total!r}.")
+        self._total = length
         if not (isinstance(interval, (int, float)) and interval >= 0):
             raise ValueError(f"interval must be seconds >= 0, got {interval!r}.")
         self._interval, self._stream = interval, stream

@@ -15,9 +15,7 @@ from ..state.codec import decode, encode
 from ..state.durable_io import replace
 from ..state.tree import clone, fit, pack, unpack
 from ..streams.stages import as_scalar
-from ..triggers import Elapsed
 from ..triggers.patience import Patience, Record
-from .elapsed_data import Period, as_period
 
 if TYPE_CHECKING:
     from .state import LoopState
@@ -133,8 +131,7 @@ class early_stopping:
 
     Args:
         monitor: Name of the entry.
-        patience: Values without improvement to accept, >= 1; or a `Period`, a time such as "5min" or ``at(...)``:
-            steps, samples or seconds since the best value, asked when a new value comes.
+        patience: Values without improvement to accept, >= 1.
         min_delta: Least difference that counts as better, >= 0, in the unit of the entry.
         mode: "min" if lower is better, "max" if higher is; by default as the name says, see `is_lower_better`.
         restore_best_weights: Whether the loop returns the state it had at the best value, however it ends.
@@ -150,24 +147,18 @@ class early_stopping:
     def __init__(
         self,
         monitor: str,
-        patience: Any = 1,
+        patience: int = 1,
         min_delta: float = 0.0,
         mode: Literal["min", "max"] | None = None,
         restore_best_weights: bool = True,
     ) -> None:
         self._monitor, self._min_delta, self._mode = monitor, min_delta, mode_of(monitor, mode)
-        # A number counts values; a period of steps, samples or seconds is asked when a value comes.
-        self._period: Period | None = None if isinstance(patience, int) else as_period("patience", patience)
-        if self._period is not None and self._period.share(Elapsed()) >= 1:
-            raise ValueError(f"patience must be > 0, got {patience!r}.")
-        self._patience = patience if self._period is None else 1
-        self._restores = restore_best_weights
+        self._patience, self._restores = patience, restore_best_weights
         self.on_start()
 
     def on_start(self) -> None:
         """Forget the previous run."""
         self._rule = Patience(self._patience, self._mode, self._min_delta)
-        self._since = Elapsed()
         self._kept: Any = None
         self._others: set[str] | None = set()
         self.stopped = False
@@ -186,16 +177,11 @@ class early_stopping:
             return
         self._others = None
         if self._rule.improves(float(as_scalar(value))):
-            self._since = loop_state.elapsed
             if self._restores:
                 leaves, make = take_apart(loop_state.state)
                 # Copies, as later steps may change what they are made of.
                 self._kept = make, clone(leaves)
-            return
-        is_over = (
-            self._rule.is_over if self._period is None else self._period.share(loop_state.elapsed, self._since) >= 1
-        )
-        if is_over:
+        elif self._rule.is_over:
             self.stopped = loop_state.stop_iteration = True
 
     def on_end(self, loop_state: LoopState) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import numbers
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from .._validation import whole_number
 from ..engine.feed.batch_size import read_size
-from ..triggers import Elapsed, Trigger, as_trigger
-from ..triggers.when import After, At, seconds
+from ..triggers import Condition, Elapsed, Trigger
+from ..triggers.when import After, At, seconds, seconds_of
+
+_END: Any = object()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,67 +52,38 @@ class Period(Trigger):
         """Whether one of them is over, counted from the start."""
         return self.share(elapsed) >= 1
 
-    def share(self, elapsed: Elapsed, since: Elapsed = Elapsed()) -> float:
-        """How much of it is over since some point: the largest share of the units, >= 0; from 1 on it is over."""
-        used = ((getattr(elapsed, unit) - getattr(since, unit), limit) for unit, limit in self.limits())
-        return max(done / limit if limit else math.inf for done, limit in used)
+    def share(self, elapsed: Elapsed) -> float:
+        """How much of it is over: the largest share of the units, >= 0; from 1 on it is over."""
+        return max(getattr(elapsed, unit) / limit if limit else math.inf for unit, limit in self.limits())
 
     def limits(self) -> list[tuple[str, float]]:
         """The units that are limited, and how far."""
         return [(unit, getattr(self, unit)) for unit in ("steps", "samples", "time") if getattr(self, unit) is not None]
 
 
-def as_period(name: str, value: Any) -> Period:
-    """The period that an argument such as ``total`` stands for.
+def as_stop(name: str, value: Any) -> Condition:
+    """What an argument such as ``stop`` stands for: a `Period` if it says how long, else a function of `Elapsed`.
 
     Args:
         name: The argument, for the message.
-        value: A number of steps >= 0, a timedelta, a text such as "30s", a `Period`, or ``at(...)``.
+        value: A number of steps >= 0, a timedelta, a text such as "30s", a `Period`, a trigger or another function.
 
     Raises:
         ValueError: none of these.
     """
-    period = _period_of(name, value)
-    if period is None:
-        raise ValueError(f'{name} must be a number of steps >= 0, a time such as "30s" or a Period, got {value!r}.')
-    return period
-
-
-def _period_of(name: str, value: Any) -> Period | None:
-    if isinstance(value, Period):
-        return value
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0:
         return Period(steps=int(value))
-    if isinstance(value, timedelta):
-        return Period(time=value)
-    if isinstance(value, At):
-        limits: dict[str, Any] = {value.unit: min(value.points)}
+    if isinstance(value, timedelta) or seconds_of(value) is not None:
+        return Period(time=seconds(name, value, zero_is_fine=True))
+    if isinstance(value, (At, After)):
+        limits: dict[str, Any] = {value.unit: min(value.points) if isinstance(value, At) else value.point}
         return Period(**limits)
-    if isinstance(value, After):
-        limits = {value.unit: value.point}
-        return Period(**limits)
-    if isinstance(value, str):
-        trigger: Any = as_trigger(name, value)
-        return Period(time=trigger.interval)
-    return None
-
-
-def as_stop(stop: Any) -> tuple[Callable[[Elapsed], Any] | None, Period | None]:
-    """When to stop, as a condition and, if it is one, as a period; two times None for never.
-
-    Raises:
-        ValueError: it is neither a period nor a function of `Elapsed`.
-    """
-    if stop is None:
-        return None, None
-    period = _period_of("stop", stop)
-    if period is not None:
-        return period, period
-    if not callable(stop):
+    if not callable(value):
         raise ValueError(
-            f'stop must be a number of steps >= 0, a time such as "30s", a Period or a trigger, got {stop!r}.'
+            f'{name} must be a number of steps >= 0, a time such as "30s", a Period or a trigger, got {value!r}.'
         )
-    return stop, None
+    condition: Condition = value
+    return condition
 
 
 def batch_size(batch: Any) -> int:
@@ -135,36 +108,6 @@ def opened(dataset: Any) -> Iterator[Any]:
         raise TypeError(f"dataset must be an iterable, or a function that returns one, got {dataset!r}.") from None
 
 
-class StopRule:
-    """Says when to stop, with a clock reading of its own only where the answer depends on time.
-
-    Args:
-        condition: As `as_stop` gives it.
-        elapsed: Where the run begins.
-    """
-
-    def __init__(self, condition: Callable[[Elapsed], Any] | None, elapsed: Elapsed) -> None:
-        self._origin = time.monotonic() - elapsed.time
-        self._condition = condition
-        self._last = elapsed[:3]
-        limits = condition.limits() if isinstance(condition, Period) else []
-        self._most_steps = limits[0][1] if [unit for unit, _ in limits] == ["steps"] else None
-
-    def seconds(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self._origin
-
-    def is_over(self, elapsed: Elapsed) -> bool:
-        """Whether to stop after these steps and samples."""
-        if self._condition is None:
-            return False
-        if self._most_steps is not None:
-            return bool(elapsed.steps >= self._most_steps)
-        now = (elapsed.steps, elapsed.samples, self.seconds())
-        question, self._last = Elapsed(*now, *self._last), now
-        return bool(self._condition(question))
-
-
 def elapse(dataset: Any, *, stop: Any = None, elapsed: Elapsed | None = None) -> Iterator[tuple[Elapsed, Any]]:
     """Go through a data set and count, for your own loop.
 
@@ -183,24 +126,31 @@ def elapse(dataset: Any, *, stop: Any = None, elapsed: Elapsed | None = None) ->
     >>> [(elapsed.steps, elapsed.samples) for elapsed, _ in elapse([[1, 2], [3, 4], [5]])]
     [(1, 2), (2, 4), (3, 5)]
     """
-    batches = opened(dataset)
-    condition, _ = as_stop(stop)
-    return _elapsing(batches, condition, Elapsed() if elapsed is None else elapsed)
+    start = Elapsed() if elapsed is None else elapsed
+    condition = None if stop is None else as_stop("stop", stop)
+    return counted(opened(dataset), condition, start, time.monotonic() - start.time)
 
 
-def _elapsing(
-    batches: Iterator[Any], condition: Callable[[Elapsed], Any] | None, elapsed: Elapsed
+def counted(
+    batches: Iterator[Any], stop: Condition | None, elapsed: Elapsed, origin: float
 ) -> Iterator[tuple[Elapsed, Any]]:
-    yield from counted(batches, StopRule(condition, elapsed), elapsed)
+    """The batches up to a stop, each with the steps, samples and seconds once it is finished.
 
-
-def counted(batches: Iterator[Any], watch: StopRule, elapsed: Elapsed) -> Iterator[tuple[Elapsed, Any]]:
-    """The batches up to a stop, each with the steps, samples and seconds once it is finished."""
-    if watch.is_over(elapsed):
-        return
-    for batch in batches:
-        steps, samples, seconds = elapsed[:3]
-        elapsed = Elapsed(steps + 1, samples + batch_size(batch), watch.seconds(), steps, samples, seconds)
-        yield elapsed, batch
-        if watch.is_over(elapsed):
+    Args:
+        batches: No more of them are taken than are needed.
+        stop: Asked before each; None for never.
+        elapsed: Where to go on from.
+        origin: What the clock said at the start of the run.
+    """
+    asked = elapsed
+    while True:
+        if stop is not None:
+            asked = Elapsed(elapsed.steps, elapsed.samples, time.monotonic() - origin, *asked[:3])
+            if stop(asked):
+                return
+        batch = next(batches, _END)
+        if batch is _END:
             return
+        done = (elapsed.steps + 1, elapsed.samples + batch_size(batch), time.monotonic() - origin)
+        elapsed = Elapsed(*done, *elapsed[:3])
+        yield elapsed, batch

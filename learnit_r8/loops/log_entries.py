@@ -56,10 +56,7 @@ class Logs(dict[str, Entries]):
         """
         if not (isinstance(collection, str) and isinstance(name, str)):
             raise TypeError(f"collection and name must be strings, got {collection!r} and {name!r}.")
-        entries = self.get(collection)
-        if entries is None:
-            entries = self[collection] = Entries()
-        entries[name] = value.detach() if hasattr(value, "detach") else value
+        self.setdefault(collection, Entries())[name] = value.detach() if hasattr(value, "detach") else value
         return self
 
     def add_metric(self, name: str, value: Any) -> Logs:
@@ -94,11 +91,7 @@ class Logs(dict[str, Entries]):
     def merge(self, more: Mapping[str, Mapping[str, Any]]) -> None:
         """Take over all entries of other logs."""
         for collection, entries in more.items():
-            mine = self.get(collection)
-            if mine is None:
-                self[collection] = Entries(entries)
-            else:
-                mine.update(entries)
+            self.setdefault(collection, Entries()).update(entries)
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
@@ -156,9 +149,6 @@ def _unflatten(places: tuple[tuple[str, str], ...], values: Iterable[Any]) -> Lo
 
 _ABSENT: Any = object()
 
-Column = tuple[list[int], list[Any]]
-"""In which rows an entry is, and its values there."""
-
 
 class History:
     """A row of logs for every step that had any, in order: ``len``, indices, iteration.
@@ -173,8 +163,6 @@ class History:
 
     def __init__(self, rows: Iterable[Logs] = ()) -> None:
         self._rows = list(rows)
-        self._columns: dict[str, dict[str, Column]] = {}
-        self._num_indexed = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -186,9 +174,7 @@ class History:
         return iter(self._rows)
 
     def __repr__(self) -> str:
-        self._index()
-        names = sorted(f"{collection}.{name}" for collection, columns in self._columns.items() for name in columns)
-        return f"<History of {len(self)} rows: {', '.join(names)}>"
+        return f"<History of {len(self)} rows: {', '.join(names_of(self._merged()))}>"
 
     def append(self, row: Logs) -> None:
         """Add a row; it must not be changed afterwards."""
@@ -216,44 +202,34 @@ class History:
         """
         if not keys or (drop and fill is not _ABSENT):
             raise ValueError(f"keys must be given, and only one of fill and drop, got {keys!r}, {fill!r} and {drop!r}.")
-        self._index()
-        columns: list[Column] = []
+        merged = self._merged()
+        columns: list[dict[int, Any]] = []
+        # The counts of steps and seconds are in every row: asking for them with a rare entry is no mistake.
+        logged: set[int] = set()
         for key in keys:
-            place = place_of(key, self._columns)
+            place = place_of(key, merged)
             if place is None and fill is _ABSENT and self._rows:
                 raise KeyError(f"key must be one that was logged, got {key!r} for {self!r}; or pass fill=.")
-            columns.append(([], []) if place is None else self._columns[place[0]][place[1]])
+            collection, name = place or ("", key)
+            rows = enumerate(self._rows)
+            columns.append({number: row[collection][name] for number, row in rows if name in row.get(collection, ())})
+            logged.update(columns[-1] if collection != "elapsed" else ())
         if fill is _ABSENT:
-            chosen = set(columns[0][0]).intersection(*(rows for rows, _ in columns))
-            # The counts of steps and seconds are in every row: asking for them with a rare entry is no mistake.
-            common = [values for _, values in self._columns.get("elapsed", {}).values()]
-            logged = [rows for rows, values in columns if all(values is not each for each in common)]
-            num_with_some = len(set().union(*logged))
-            if not drop and len(chosen) < num_with_some:
+            chosen = set(columns[0]).intersection(*columns)
+            if not drop and len(chosen) < len(logged):
                 warn(
-                    f"collect() left out {num_with_some - len(chosen)} of {num_with_some} rows that lack one of "
+                    f"collect() left out {len(logged) - len(chosen)} of {len(logged)} rows that lack one of "
                     f"{keys}; pass fill= to keep them, or drop=True if that is meant.",
                     UserWarning,
                 )
         else:
-            chosen = set().union(*(rows for rows, _ in columns))
-        lists = []
-        for column in columns:
-            found = dict(zip(*column, strict=True))
-            lists.append([as_scalar(found[row]) if row in found else fill for row in sorted(chosen)])
+            chosen = set().union(*columns)
+        lists = [[as_scalar(column.get(row, fill)) for row in sorted(chosen)] for column in columns]
         return tuple(lists) if len(lists) > 1 else lists[0]
 
-    def columns(self) -> dict[str, dict[str, Column]]:
-        """Everything, as ``{collection: {name: (row numbers, values)}}``; values as they were logged."""
-        self._index()
-        return self._columns
-
-    def _index(self) -> None:
-        for number in range(self._num_indexed, len(self._rows)):
-            for collection, entries in self._rows[number].items():
-                columns = self._columns.setdefault(collection, {})
-                for name, value in entries.items():
-                    rows, values = columns.setdefault(name, ([], []))
-                    rows.append(number)
-                    values.append(value)
-        self._num_indexed = len(self._rows)
+    def _merged(self) -> Logs:
+        """The newest value of every entry that some row has."""
+        merged = Logs()
+        for row in self._rows:
+            merged.merge(row)
+        return merged

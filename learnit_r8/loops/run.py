@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..triggers import Condition, Elapsed, as_trigger
-from ..triggers.when import Every
-from .elapsed_data import StopRule, as_stop, counted, opened
+from ..triggers import Condition, Elapsed, always, as_trigger
+from .elapsed_data import Period, as_stop, counted, opened
 from .log_entries import History
 from .state import Call, LoopState, inject
 
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("depth", default=0)
-
-Step = tuple[Condition | None, tuple[Call, ...]]
-"""When, None for every step, and what."""
 
 HOOKS = ("on_start", "on_step", "on_end")
 """Methods that make an object a callback."""
@@ -27,13 +24,13 @@ class Tasks(NamedTuple):
 
     Attributes:
         start: Before the first batch.
-        steps: At each step, in order.
+        steps: At each step, in order: when, and what.
         end: After the last batch, whatever happened.
     """
 
-    start: tuple[Call, ...]
-    steps: tuple[Step, ...]
-    end: tuple[Call, ...]
+    start: list[Call]
+    steps: list[tuple[Condition, list[Call]]]
+    end: list[Call]
 
 
 def loop(
@@ -81,64 +78,44 @@ def loop(
     45
     """
     plan = read_tasks(tasks, callbacks)
-    condition, total = as_stop(stop)
+    until = None if stop is None else as_stop("stop", stop)
     batches = opened(dataset)
-    start = Elapsed() if elapsed is None else elapsed
-    here = LoopState(state, start, History() if history is None else history, total=total, metadata=metadata)
-    _turn(here, batches, plan, StopRule(condition, start), owns_batches=batches is not dataset)
+    finished = Elapsed() if elapsed is None else elapsed
+    total = until if isinstance(until, Period) else None
+    here = LoopState(state, finished, History() if history is None else history, total=total, metadata=metadata)
+    origin, token = time.monotonic() - finished.time, _depth.set(_depth.get() + 1)
+    with contextlib.ExitStack() as endings:
+        # They are called from the last to the first, each of them whatever the others raise.
+        endings.callback(_depth.reset, token)
+        endings.callback(here.commit)
+        if batches is not dataset and hasattr(batches, "close"):
+            endings.callback(batches.close)
+        for call in reversed(plan.end):
+            endings.callback(here.call, (call,))
+        try:
+            here.call(plan.start)
+            here.commit()
+            for now, batch in () if here.stop_iteration else counted(batches, until, finished, origin):
+                here.batch, here.state_before, here.elapsed = batch, here.state, now
+                for condition, calls in plan.steps:
+                    if condition(now):
+                        here.call(calls)
+                here.commit()
+                finished = now
+                if here.stop_iteration:
+                    break
+        except KeyboardInterrupt:
+            here.is_interrupted = True
+        except BaseException as error:
+            here.error = error
+            raise
+        finally:
+            # A step that was cut short does not count.
+            here.logs.clear()
+            here.elapsed = finished._replace(time=max(finished.time, time.monotonic() - origin))
     if here.is_interrupted and (_depth.get() or not catch_keyboard_interrupt):
         raise KeyboardInterrupt
     return here.state, here.history, here.elapsed
-
-
-def _turn(here: LoopState, batches: Iterator[Any], plan: Tasks, watch: StopRule, *, owns_batches: bool) -> None:
-    """Run a loop to its end; the callbacks for the end are called even if it raises."""
-    token = _depth.set(_depth.get() + 1)
-    try:
-        here.call(plan.start)
-        here.commit()
-        _steps(here, batches, plan.steps, watch)
-    except KeyboardInterrupt:
-        here.is_interrupted = True
-    except BaseException as error:
-        here.error = error
-        raise
-    finally:
-        try:
-            _end(here, batches if owns_batches else None, plan, watch)
-        finally:
-            _depth.reset(token)
-
-
-def _steps(here: LoopState, batches: Iterator[Any], tasks: tuple[Step, ...], watch: StopRule) -> None:
-    finished = here.elapsed
-    if here.stop_iteration:
-        return
-    try:
-        for elapsed, batch in counted(batches, watch, finished):
-            here.batch, here.state_before, here.elapsed = batch, here.state, elapsed
-            for condition, calls in tasks:
-                if condition is None or condition(elapsed):
-                    here.call(calls)
-            here.commit()
-            finished = elapsed
-            if here.stop_iteration:
-                return
-    finally:
-        here.elapsed = finished
-
-
-def _end(here: LoopState, batches: Any, plan: Tasks, watch: StopRule) -> None:
-    """Call the callbacks for the end; the logs of an unfinished step are dropped."""
-    here.logs.clear()
-    here.elapsed = here.elapsed._replace(time=max(here.elapsed.time, watch.seconds()))
-    endings: list[Any] = [functools.partial(here.call, (call,)) for call in plan.end]
-    if hasattr(batches, "close"):
-        endings.append(batches.close)
-    try:
-        call_each(endings)
-    finally:
-        here.commit()
 
 
 def read_tasks(tasks: Any, callbacks: Any) -> Tasks:
@@ -155,39 +132,24 @@ def read_tasks(tasks: Any, callbacks: Any) -> Tasks:
     """
     if tasks is not None and not isinstance(tasks, Mapping):
         raise TypeError(f"tasks must be a dictionary {{when: callbacks}}, got {tasks!r}.")
-    plan = dict(tasks or {})
-    start, end = _as_list("tasks", plan.pop("on_start", None)), _as_list("tasks", plan.pop("on_end", None))
-    written = [(when, one) for when, value in plan.items() for one in _as_list("tasks", value)]
-    extra = _as_list("callbacks", callbacks)
-    objects = [one for _, one in written] + extra
+    plan = {when: _as_list("tasks", value) for when, value in (tasks or {}).items()}
+    start, end, extra = plan.pop("on_start", []), plan.pop("on_end", []), _as_list("callbacks", callbacks)
+    # Each once, even if it stands in several places.
+    objects = {id(one): one for one in [*(one for several in plan.values() for one in several), *extra]}.values()
+    steps = [(as_trigger("tasks' key", when), _calls("tasks", several)) for when, several in plan.items()]
     return Tasks(
-        (*_calls("tasks", start), *_hooks(objects, "on_start")),
-        (
-            *((_condition(when), _calls("tasks", _as_list("tasks", value))) for when, value in plan.items()),
-            *(((None, _calls("callbacks", extra)),) if extra else ()),
-        ),
-        (*_calls("tasks", end), *_hooks(objects, "on_end")),
+        [*_calls("tasks", start), *_hooks(objects, "on_start")],
+        [*steps, (always, _calls("callbacks", extra))],
+        [*_calls("tasks", end), *_hooks(objects, "on_end")],
     )
 
 
-def _condition(when: Any) -> Condition | None:
-    condition = as_trigger("tasks' key", when)
-    # Asking a trigger costs as much as a small step.
-    is_always = isinstance(condition, Every) and (condition.unit, condition.interval) == ("steps", 1)
-    return None if is_always and condition.offset <= 1 else condition  # type: ignore[attr-defined]
+def _calls(name: str, callbacks: Iterable[Any]) -> list[Call]:
+    return [inject(name, one) for one in callbacks if callable(one) or hasattr(one, "on_step")]
 
 
-def _calls(name: str, callbacks: Iterable[Any]) -> tuple[Call, ...]:
-    return tuple(inject(name, one) for one in callbacks if callable(one) or hasattr(one, "on_step"))
-
-
-def _hooks(callbacks: Iterable[Any], hook: str) -> tuple[Call, ...]:
-    """The methods of this name, once for each object even if it stands in several places."""
-    found: dict[int, Call] = {}
-    for callback in callbacks:
-        if hasattr(callback, hook) and id(callback) not in found:
-            found[id(callback)] = inject(hook, getattr(callback, hook))
-    return tuple(found.values())
+def _hooks(callbacks: Iterable[Any], hook: str) -> list[Call]:
+    return [inject(hook, getattr(one, hook)) for one in callbacks if hasattr(one, hook)]
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
@@ -203,15 +165,3 @@ def _as_list(name: str, value: Any) -> list[Any]:
         if not (callable(one) or any(hasattr(one, hook) for hook in HOOKS)):
             raise TypeError(f"{name} must hold functions or objects with one of {HOOKS}, got {one!r}.")
     return several
-
-
-def call_each(calls: Iterable[Callable[[], Any]]) -> None:
-    """Call all of them, even if one of them raises; then raise the first error."""
-    first: BaseException | None = None
-    for call in calls:
-        try:
-            call()
-        except BaseException as error:
-            first = first or error
-    if first is not None:
-        raise first

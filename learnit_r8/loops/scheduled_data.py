@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..bridge.driven_state import DrivenState
@@ -41,16 +41,36 @@ class Drawn(NamedTuple):
     weights: Any
 
 
-class Scheduled:
-    """A data set of `Drawn` batches, to the end of the scheduler's budget; see `scheduled`.
+class scheduled:
+    """A data set of the batches that a scheduler draws, to the end of its budget; `report_to` tells it the losses.
 
     Args:
-        r8: Draws.
-        take: ``(indices)``, returns the samples.
+        r8: The scheduler.
+        data: [N, ...] arrays or tensors: one, or a nest of tuples, lists and dictionaries of them; or ``(indices)``, a
+            function that returns the samples.
+
+    Raises:
+        TypeError: ``r8`` is not a scheduler, or the data are none of these.
+        ValueError: the data have another number of samples than the scheduler.
+
+    >>> import numpy as np
+    >>> from learnit_r8 import R8Scheduler
+    >>> from learnit_r8.loops import loop, logs
+    >>> r8 = R8Scheduler(100, batch_size=10, num_epochs=1)
+    >>> step = lambda state, batch: (logs().add_metric("loss", 1.0), state + batch.data.sum())
+    >>> int(loop(0, scheduled(r8, np.arange(100)), callbacks=[step, report_to(r8)])[0])
+    4950
     """
 
-    def __init__(self, r8: R8Scheduler, take: Callable[[Any], Any]) -> None:
-        self._r8, self._take = r8, take
+    def __init__(self, r8: R8Scheduler, data: Any) -> None:
+        check_scheduler("r8", r8)
+        self._r8, self._data = r8, data
+        if callable(data):
+            return
+        for name, column in leaves("data", data) or [("data", data)]:
+            if not hasattr(column, "__getitem__") or not getattr(column, "shape", ()):
+                raise TypeError(f"data must be arrays, or a function of indices, got {type(column).__name__}.")
+            check_rows(name, column, r8.table.num_samples)
 
     def __iter__(self) -> Iterator[Drawn]:
         prefetch, ticket = Prefetch.of(self._r8), None
@@ -68,38 +88,8 @@ class Scheduled:
                 prefetch.hand_back()
             self._r8.requests.leave()
 
-
-def scheduled(r8: R8Scheduler, data: Any) -> Scheduled:
-    """Make a data set of the batches that a scheduler draws; `report_to` tells it the losses.
-
-    Args:
-        r8: The scheduler.
-        data: [N, ...] arrays or tensors: one, or a nest of tuples, lists and dictionaries of them; or ``(indices)``, a
-            function that returns the samples.
-
-    Returns:
-        An iterable of `Drawn` batches.
-
-    Raises:
-        TypeError: ``r8`` is not a scheduler, or the data are none of these.
-        ValueError: the data have another number of samples than the scheduler.
-
-    >>> import numpy as np
-    >>> from learnit_r8 import R8Scheduler
-    >>> from learnit_r8.loops import loop, logs
-    >>> r8 = R8Scheduler(100, batch_size=10, num_epochs=1)
-    >>> step = lambda state, batch: (logs().add_metric("loss", 1.0), state + batch.data.sum())
-    >>> int(loop(0, scheduled(r8, np.arange(100)), callbacks=[step, report_to(r8)])[0])
-    4950
-    """
-    check_scheduler("r8", r8)
-    if callable(data):
-        return Scheduled(r8, data)
-    for name, column in leaves("data", data) or [("data", data)]:
-        if not hasattr(column, "__getitem__") or not getattr(column, "shape", ()):
-            raise TypeError(f"data must be arrays, or a function of indices, got {type(column).__name__}.")
-        check_rows(name, column, r8.table.num_samples)
-    return Scheduled(r8, lambda indices: take_rows(data, indices, _rows))
+    def _take(self, indices: Any) -> Any:
+        return self._data(indices) if callable(self._data) else take_rows(self._data, indices, _rows)
 
 
 def _rows(column: Any, indices: Any) -> Any:
@@ -107,17 +97,31 @@ def _rows(column: Any, indices: Any) -> Any:
     return column.iloc[indices].to_numpy() if hasattr(column, "iloc") else column[indices]
 
 
-class Report:
-    """The callback that tells a scheduler the loss of a step, and lets it keep the state of the loop; see `report_to`.
+class report_to:
+    """The callback that tells a scheduler the loss of the batch of this step; it stands after the training step.
+
+    The scheduler keeps the state of the loop: backups in RAM, and checkpoints where it has a ``checkpoint_dir``; what
+    its own callbacks keep goes with it. A refused loss leaves the state as it was before the step, or puts an older one
+    back: objects with ``load_state_dict`` (torch modules and optimizers, or a tuple of them) and NNX modules in place,
+    anything else by replacing the loop's state, so that the next step gets the restored one. A model that is not in the
+    state is not kept. It logs "scheduler.lr" and "scheduler.refused".
 
     Args:
         r8: The scheduler that drew the batch.
-        key: Which entry of the logs.
+        key: Which entry of the logs: the batch's mean loss, or one loss for each sample.
         part_size: As in `R8Scheduler.report`.
-        predictions: Which entry of the logs has the predictions; None for none.
+        predictions: Which entry of the logs has what `predictions_of` returned, to judge labels; the losses are then
+            those of samples. A step adds it with `Logs.add_output`.
+
+    Raises:
+        TypeError: ``r8`` is not a scheduler.
+        KeyError: later, this step has logged no such entry.
+        RuntimeError: later, the batch is not of this scheduler, or was reported before.
     """
 
-    def __init__(self, r8: R8Scheduler, key: str, part_size: int | None, predictions: str | None) -> None:
+    def __init__(
+        self, r8: R8Scheduler, key: str = "loss", *, part_size: int | None = None, predictions: str | None = None
+    ) -> None:
         self._r8, self._key, self._part_size, self._predictions = r8, key, part_size, predictions
         self._prefetch = Prefetch.of(r8)
         self._place: LoopState | None = None
@@ -153,29 +157,3 @@ class Report:
         return logs.add_entry("scheduler", "refused", not outcome)
 
     __call__ = on_step
-
-
-def report_to(
-    r8: R8Scheduler, key: str = "loss", *, part_size: int | None = None, predictions: str | None = None
-) -> Report:
-    """Make the callback that tells a scheduler the loss of the batch of this step; it stands after the training step.
-
-    The scheduler keeps the state of the loop: backups in RAM, and checkpoints where it has a ``checkpoint_dir``; what
-    its own callbacks keep goes with it. A refused loss leaves the state as it was before the step, or puts an older one
-    back: objects with ``load_state_dict`` (torch modules and optimizers, or a tuple of them) and NNX modules in place,
-    anything else by replacing the loop's state, so that the next step gets the restored one. A model that is not in the
-    state is not kept. It logs "scheduler.lr" and "scheduler.refused".
-
-    Args:
-        r8: The scheduler that drew the batch.
-        key: Which entry of the logs: the batch's mean loss, or one loss for each sample.
-        part_size: As in `R8Scheduler.report`.
-        predictions: Which entry of the logs has what `predictions_of` returned, to judge labels; the losses are then
-            those of samples. A step adds it with `Logs.add_output`.
-
-    Raises:
-        TypeError: ``r8`` is not a scheduler.
-        KeyError: later, this step has logged no such entry.
-        RuntimeError: later, the batch is not of this scheduler, or was reported before.
-    """
-    return Report(r8, key, part_size, predictions)

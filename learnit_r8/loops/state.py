@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..events.caller import warn
@@ -38,27 +39,22 @@ def inject(name: str, callback: Any) -> Call:
         signature = inspect.signature(step)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must have signatures that can be read (use a lambda), got {callback!r}.") from None
-    # Which values to pass by position and which by keyword.
-    positional: list[str] = []
-    keywords: list[str] = []
-    by_position = True
+    values: dict[str, Any] = {}
     for place, parameter in enumerate(signature.parameters.values()):
-        is_known, is_needed = parameter.name in NAMES, parameter.default is parameter.empty
         if parameter.kind is parameter.VAR_POSITIONAL:
-            positional += NAMES[place:] if by_position else ()
-        elif parameter.kind is parameter.KEYWORD_ONLY or not by_position:
-            if is_known and parameter.kind is not parameter.POSITIONAL_ONLY:
-                keywords.append(parameter.name)
-            elif is_needed and parameter.kind is parameter.KEYWORD_ONLY:
+            # What comes after a default cannot be given by position.
+            values[parameter.name] = NAMES[place:] if len(values) == place else ()
+        elif parameter.name in NAMES:
+            values[parameter.name] = parameter.name
+        elif parameter.kind is not parameter.VAR_KEYWORD and parameter.default is parameter.empty:
+            if parameter.kind is parameter.KEYWORD_ONLY or place >= len(NAMES):
                 raise TypeError(f"{name} must need nothing but {NAMES}, got {callback!r} with {parameter.name!r}.")
-        elif parameter.kind is not parameter.VAR_KEYWORD:
-            by_position = is_known or is_needed
-            if by_position and not is_known and place >= len(NAMES):
-                raise TypeError(f"{name} must need nothing but {NAMES}, got {callback!r} with {parameter.name!r}.")
-            if by_position:
-                positional.append(parameter.name if is_known else NAMES[place])
+            values[parameter.name] = NAMES[place]
+    given = signature.bind_partial()
+    given.arguments.update(values)
+    positional, keywords = given.args, given.kwargs
     return lambda here: step(
-        *(getattr(here, name) for name in positional), **{name: getattr(here, name) for name in keywords}
+        *(getattr(here, name) for name in positional), **{key: getattr(here, name) for key, name in keywords.items()}
     )
 
 
@@ -68,6 +64,7 @@ DICTIONARY = (
 )
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class LoopState:
     """Where a loop is; callbacks get it as ``loop_state``.
 
@@ -85,39 +82,20 @@ class LoopState:
         error: The exception that the loop ends with; None if it ends well.
     """
 
-    __slots__ = (
-        "batch",
-        "elapsed",
-        "error",
-        "history",
-        "is_interrupted",
-        "logs",
-        "metadata",
-        "state",
-        "state_before",
-        "stop_iteration",
-        "total",
-    )
+    state: Any
+    elapsed: Elapsed
+    history: History
+    total: Period | None = None
+    metadata: Any = None
+    batch: Any = None
+    stop_iteration: bool = False
+    is_interrupted: bool = False
+    error: BaseException | None = None
+    logs: Logs = field(default_factory=Logs)
+    state_before: Any = field(init=False)
 
-    def __init__(
-        self,
-        state: Any,
-        elapsed: Elapsed,
-        history: History,
-        *,
-        total: Period | None = None,
-        metadata: Any = None,
-    ) -> None:
-        self.state = self.state_before = state
-        self.batch: Any = None
-        self.elapsed = elapsed
-        self.logs = Logs()
-        self.history = history
-        self.total = total
-        self.metadata = metadata
-        self.stop_iteration = False
-        self.is_interrupted = False
-        self.error: BaseException | None = None
+    def __post_init__(self) -> None:
+        self.state_before = self.state
 
     @property
     def loop_state(self) -> LoopState:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -287,6 +288,20 @@ def check_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
+class Epoch(NamedTuple):
+    """An epoch that was trained.
+
+    Attributes:
+        step: Epochs finished, including a last one that the budget cut short.
+        loss: Its mean loss.
+        samples: Samples trained on in it.
+    """
+
+    step: int
+    loss: float
+    samples: int
+
+
 STEP_RAISED = (
     "step {} counts as done, since its loss was reported before the optimizer's step raised {}: its batch is not drawn "
     "again in this epoch. To train exactly as planned, continue from a checkpoint."
@@ -299,13 +314,9 @@ class DrawnEpochs:
     Args:
         scheduler: Draws batches and takes the reports of their losses.
         task: The data, the model, its optimizer and the loss.
-
-    Attributes:
-        step: Epochs finished, including a last one that the budget cut short.
     """
 
     def __init__(self, scheduler: R8Scheduler, task: Task) -> None:
-        self.step = scheduler.current_epoch
         self._r8, self._task, self._prefetch = scheduler, task, Prefetch.of(scheduler)
         self._sample_losses = sample_losses(task.loss_fn)
         self._unreduced = sample_losses(task.loss_fn, keeps_weights=True)
@@ -330,31 +341,30 @@ class DrawnEpochs:
         callbacks = Callbacks(state.save, load, state.read, generators=Generators(random_state, set_random_state))
         self._r8.host.adopt(callbacks, **copies_of(task.model))
 
-    def train(self) -> tuple[float, int] | None:
-        """Train to the end of the epoch; returns its mean loss and its samples, or None if the budget is spent."""
-        r8, mean = self._r8, MeanLoss(self._task.loss_fn)
-        epoch, samples = r8.current_epoch, 0
-        r8.requests.stay_within(running(DrawnEpochs.train))
-        while (ticket := self._prefetch.draw_now()) is not None:
-            samples += len(ticket.indices)
-            try:
-                loss = self._train_batch(ticket)
-            except BaseException:
-                self._prefetch.hand_back()
-                raise
-            if loss is not None:
-                mean.add(loss, len(ticket.indices))
-            if r8.current_epoch != epoch:
-                break
-        if not samples:
-            return None
-        self.step = epoch + 1
-        r8.host.leave_epoch()
-        return mean.value(), samples
-
-    def end(self) -> None:
-        """Give the signals back."""
-        self._r8.requests.leave()
+    def train(self) -> Iterator[Epoch]:
+        """Train an epoch for each that is asked for, to the end of the budget."""
+        r8 = self._r8
+        try:
+            while True:
+                # Anew for each: while nobody asks for one, the scheduler may have been used in another loop.
+                r8.requests.stay_within(running(DrawnEpochs.train))
+                epoch, samples, mean = r8.current_epoch, 0, MeanLoss(self._task.loss_fn)
+                self._task.model.train()
+                while r8.current_epoch == epoch and (ticket := self._prefetch.draw_now()) is not None:
+                    samples += len(ticket.indices)
+                    try:
+                        loss = self._train_batch(ticket)
+                    except BaseException:
+                        self._prefetch.hand_back()
+                        raise
+                    if loss is not None:
+                        mean.add(loss, len(ticket.indices))
+                if not samples:
+                    return
+                r8.host.leave_epoch()
+                yield Epoch(epoch + 1, mean.value(), samples)
+        finally:
+            r8.requests.leave()
 
     def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
         """The mean loss, or None if the scheduler refused the batch or put the model back."""
@@ -537,58 +547,42 @@ def epoch_stream(
         raise ValueError(f"extra must not have the reserved keys {list(RESERVED)}, got {taken}.")
     if scheduler is not None:
         check_scheduled(scheduler, task, batch_size=batch_size, shuffle=shuffle, generator=generator)
-        return _events(DrawnEpochs(scheduler, task), task.model, more)
+        drawn = DrawnEpochs(scheduler, task)
+        return _events(drawn.train(), scheduler.current_epoch, task.model, more)
     size = whole_number("batch_size", 1 if batch_size is None else batch_size, least=1)
-    return _events(_ShuffledEpochs(task, size, shuffle, generator), task.model, more)
+    return _events(_train_shuffled(task, size, shuffle, generator), 0, task.model, more)
 
 
-class _ShuffledEpochs:
-    """Trains one epoch after the other; `DrawnEpochs` does so with a scheduler."""
-
-    def __init__(self, task: Task, size: int, shuffle: bool, generator: torch.Generator | None) -> None:
-        self.step, self._loss = 0, 0.0
-        self._task, self._size, self._shuffle, self._generator = task, size, shuffle, generator
-
-    def train(self) -> tuple[float, int]:
-        task, size, count = self._task, self._size, len(self._task.data[0])
+def _train_shuffled(task: Task, size: int, shuffle: bool, generator: torch.Generator | None) -> Iterator[Epoch]:
+    """Train one epoch after the other; `DrawnEpochs` does so with a scheduler."""
+    count, by_closure, loss = len(task.data[0]), needs_closure(task.optimizer), 0.0
+    for step in itertools.count(1):
         # One loss that is not finite does not mean that the weights are lost.
-        weights = () if math.isfinite(self._loss) else task.model.parameters()
+        weights = () if math.isfinite(loss) else task.model.parameters()
         if not all(bool(parameter.isfinite().all()) for parameter in weights):
             raise FloatingPointError(
-                f"weights must be finite to go on training, got NaN or infinite ones after epoch {self.step}, whose "
-                f"loss was {self._loss}; lower the learning rate, or pass scheduler=R8Scheduler(...), which refuses "
+                f"weights must be finite to go on training, got NaN or infinite ones after epoch {step - 1}, whose "
+                f"loss was {loss}; lower the learning rate, or pass scheduler=R8Scheduler(...), which refuses "
                 "such batches."
             )
-        by_closure, mean = needs_closure(task.optimizer), MeanLoss(task.loss_fn)
-        batches = shuffled(task.data, count, size, self._generator) if self._shuffle else in_order(task.data, size)
+        task.model.train()
+        mean = MeanLoss(task.loss_fn)
+        batches = shuffled(task.data, count, size, generator) if shuffle else in_order(task.data, size)
         for batch in moved(batches, device_of(task.model), task.data):
             compute = functools.partial(batch_loss, task.model, batch, task.loss_fn, task.last_label)
             mean.add(task.take_step(compute, by_closure=by_closure), len(batch[0]))
-        self.step += 1
-        self._loss = mean.value()
-        return self._loss, count
-
-    def end(self) -> None:
-        """Do nothing."""
+        loss = mean.value()
+        yield Epoch(step, loss, count)
 
 
-def _events(epochs: _ShuffledEpochs | DrawnEpochs, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
-    origin = time.monotonic()
-    last = (epochs.step, 0, 0.0)
-    try:
-        while True:
-            began = time.monotonic()
-            model.train()
-            trained = epochs.train()
-            if trained is None:
-                return
-            loss, samples = trained
-            ended = time.monotonic()
-            now = (epochs.step, last[1] + samples, ended - origin)
-            event = Event(
-                {"step": epochs.step, "train_loss": loss, "train_time_sec": ended - began, "model": model, **extra}
-            )
-            event.elapsed, last = Elapsed(*now, *last), now
-            yield event
-    finally:
-        epochs.end()
+def _events(epochs: Iterator[Epoch], done: int, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
+    """The events of a stream, of which so many epochs were done before."""
+    origin = began = time.monotonic()
+    last = (done, 0, 0.0)
+    for step, loss, samples in epochs:
+        ended = time.monotonic()
+        event = Event({"step": step, "train_loss": loss, "train_time_sec": ended - began, "model": model, **extra})
+        now = (step, last[1] + samples, ended - origin)
+        event.elapsed, last = Elapsed(*now, *last), now
+        yield event
+        began = time.monotonic()

@@ -16,6 +16,7 @@ from .._validation import whole_number
 from ..events.steps import mode_of
 from ..triggers import Condition, Elapsed, ElapsedCounter
 from ..triggers.patience import Patience, Record
+from ..triggers.when import Every
 
 AnyEvent = Mapping[str, Any]
 """An event: a dictionary of what one epoch or step was like."""
@@ -128,39 +129,27 @@ def tap(fn: Callable[[Any], object], every: int | Condition = 1, start: int | No
     6
     """
     _check_callable("fn", fn)
+    is_number = not callable(every)
     if callable(every):
         if start is not None:
             raise ValueError(f"start must come with a number for every, got {start!r} with {every!r}; see after().")
-        return _tap_when(fn, every)
-    interval = whole_number("every", every, least=1)
-    first = interval if start is None else whole_number("start", start, least=1)
+        trigger = every
+    else:
+        interval = whole_number("every", every, least=1)
+        trigger = Every("steps", interval, interval if start is None else whole_number("start", start, least=1))
 
     def stage(events: Iterable[Any]) -> Iterator[Any]:
-        left = first
-        for event in events:
-            left -= 1
-            if not left:
-                left = interval
-                fn(event)
-            yield event
-
-    return stage
-
-
-def _tap_when(fn: Callable[[Any], object], trigger: Condition) -> Stage:
-    def stage(events: Iterable[Any]) -> Iterator[Any]:
-        counter: ElapsedCounter | None = None
+        counter = ElapsedCounter()
         last: Elapsed | None = None
         for event in events:
-            now: Elapsed | None = getattr(event, "elapsed", None)
+            now: Elapsed | None = counter.count() if is_number else getattr(event, "elapsed", None)
             if now is None:
-                counter = counter or ElapsedCounter()
-                so_far = last.samples if last is not None else 0
-                now = counter.count(
-                    samples=(int(event.get("samples", so_far)) - so_far if isinstance(event, Mapping) else 0)
-                )
+                before = 0 if last is None else last.samples
+                samples = event.get("samples", before) if isinstance(event, Mapping) else before
+                now = counter.count(samples=int(samples) - before)
             elif last is not None:
-                now = Elapsed(now.steps, now.samples, now.time, last.steps, last.samples, last.time)
+                # A stage in between may have left events out.
+                now = Elapsed(*now[:3], *last[:3])
             last = now
             if trigger(now):
                 fn(event)
@@ -387,8 +376,6 @@ def number(event: Mapping[str, Any], key: str) -> float:
         value = event[key]
     except KeyError:
         raise KeyError(f"key must be one of the event's keys {sorted(event)}, got {key!r}.") from None
-    if type(value) is float:
-        return value
     scalar = as_scalar(value)
     if not isinstance(scalar, (int, float)):
         raise TypeError(f"event[{key!r}] must be a real number or a 0-dim array or tensor, got {value!r}.")

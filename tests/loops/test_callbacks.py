@@ -13,7 +13,6 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.engine.settings import grouped
 from learnit_r8.loops import (
     Elapsed,
-    Period,
     at,
     checkpoint,
     early_stopping,
@@ -61,15 +60,6 @@ def test_patience_runs_while_no_new_value_came():
     loop(0, range(3), None, early_stopping("v"))
 
     assert elapsed.steps == 10
-
-
-@pytest.mark.parametrize(("patience", "steps"), [(Period(steps=3), 6), (at(samples=3), 6), (1, 4)])
-def test_patience_counts_values_or_a_period(patience, steps):
-    """A number counts values without improvement, a period what went by since the best one."""
-    stopping = early_stopping("v", patience, mode="max")
-    data = [1, 2, 3, 0, 0, 0, 0]
-
-    assert loop(0, data, {every(1): value}, stopping)[2].steps == steps
 
 
 @pytest.mark.parametrize("kind", ["number", "array", "module"])
@@ -163,10 +153,10 @@ def test_states_are_saved_without_pickle(tmp_path):
 )
 def test_the_line_of_a_bar(total, line):
     """Count, bar, time to go, metrics; control characters of a name do not reach the terminal."""
-    from learnit_r8.loops.elapsed_data import as_period
+    from learnit_r8.loops.elapsed_data import as_stop
 
     elapsed = Elapsed(5, 5, 2.0)
-    period = None if total is None else as_period("total", total)
+    period = None if total is None else as_stop("total", total)
 
     assert bar_line(elapsed, period, {"\x1b[2Jv"[4:]: 0.25}) == line
     assert "\x1b" not in bar_line(elapsed, period, {"\x1b[2J\n": 0.25})

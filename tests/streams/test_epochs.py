@@ -123,7 +123,7 @@ class TestEpochStream:
         assert (first["step"], second["step"], second["train_time_sec"], second["run"]) == (1, 2, 1.5, "a")
         assert first["model"] is model
         assert type(first) is Event
-        assert second.elapsed[:5] == (2, 20, 6.0, 1, 10)
+        assert second.elapsed[:5] == (2, 20, 4.5, 1, 10)
 
     def test_is_lazy_and_an_iterator(self):
         data, model, optimizer = line()
