@@ -90,9 +90,6 @@ class Policy:
     """The base of all policies: every sample once per pass, in random order."""
 
     name = "shuffle"
-    is_random = True
-    """Whether ``rng`` is used; making a generator takes as long as planning a thousand samples."""
-
     needs_exact = False
     """Whether `select` needs per-sample losses, and keeps all samples if `Outlook.is_exact` is false."""
 

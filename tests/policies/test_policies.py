@@ -28,7 +28,6 @@ class HardestFirst(Policy):
     """The samples of a chunk by falling loss."""
 
     name = "hardest_first"
-    is_random = False
 
     def arrange(self, chunk, batch_size, rng):
         return np.argsort(-chunk.loss, kind="stable")
