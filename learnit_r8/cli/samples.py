@@ -20,7 +20,7 @@ from ..events.text import clean, number
 from ..journal.run import Record, Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, readable_samples, sample_epochs, verdict_text
 from ..state.durable_io import open_output
-from ..table.labels.frame import MAP_COLUMNS, write_parquet
+from ..table.labels.frame import MAP_COLUMNS
 from ..table.labels.overview import EVERYWHERE
 from ..table.labels.suspects import Suspects
 
@@ -57,14 +57,9 @@ def samples(options: argparse.Namespace) -> int:
             columns = REGION_COLUMNS
             chosen = region_of(found, options.margin, options.variability)[: options.top]
         else:
-            columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
             chosen = found.hardest(options.top or HARDEST)
     rows = places_of(found, verdict, options.top) if options.places else rows_of(found, verdict, chosen, columns)
-    if options.parquet:
-        with open(open_output(free_of_runs(options.parquet)), "wb") as file:
-            write_parquet(rows, file)
-        print(clean(f"{options.parquet} ({len(next(iter(rows.values()))):,} samples)"))
-    elif options.json:
+    if options.json:
         print(strict_json(facts_of(run, found, verdict, rows), non_finite=lambda value: None))
     elif options.csv:
         write_csv(sys.stdout, list(rows), zip(*rows.values(), strict=True))
