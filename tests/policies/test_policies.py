@@ -456,15 +456,6 @@ def test_base_policy_is_a_shuffle():
     assert Shuffle().arrange(chunk, 2, generator()).tolist() == [0, 1, 2]
 
 
-def test_subset():
-    """A subset of the candidates has the chosen rows of every field."""
-    chunk = candidates([3, 1, 2], usage_count=[5, 6, 7], group=[0, 1, 0])._replace(margin=np.array([8, 9, 4]))
-
-    assert [field.tolist() for field in chunk.subset(np.array([True, False, True]))] == [
-        [0, 2], [3, 2], [3, 2], [3, 2], [5, 7], [0, 0], [8, 4],
-    ]  # fmt: skip
-
-
 def test_candidates_are_read_only():
     """The fields of a chunk are read-only: the records behind some of them are written back."""
 
