@@ -151,7 +151,6 @@ def _add_samples(samples: argparse.ArgumentParser) -> None:
     option = samples.add_mutually_exclusive_group().add_argument
     option("--csv", action="store_true", help="as CSV")
     option("--json", action="store_true", help="for programs, as strict JSON")
-    option("--parquet", metavar="FILE", help="write a Parquet file; needs polars, or pandas with pyarrow")
 
 
 def _add_labels(labels: argparse.ArgumentParser) -> None:

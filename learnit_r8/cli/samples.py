@@ -20,7 +20,6 @@ from ..events.text import clean, number
 from ..journal.run import Record, Run, UnreadableRun, find_run, free_of_runs
 from ..journal.samples import Samples, more_before, readable_samples, sample_epochs, verdict_text
 from ..state.durable_io import open_output
-from ..table.labels.frame import write_parquet
 from ..table.labels.suspects import Suspects
 
 COLUMNS: Sequence[str] = ("index", "name", "loss", "last", "mean", "uses")
@@ -51,13 +50,8 @@ def samples(options: argparse.Namespace) -> int:
     else:
         found = next(readable(run, epochs[::-1]))
         verdict, chosen = found.suspects(), found.hardest(options.top or HARDEST)
-        columns = (*COLUMNS, *LABEL_COLUMNS) if options.parquet else COLUMNS
     rows = places_of(found, verdict, options.top) if options.places else rows_of(found, verdict, chosen, columns)
-    if options.parquet:
-        with open(open_output(free_of_runs(options.parquet)), "wb") as file:
-            write_parquet(rows, file)
-        print(clean(f"{options.parquet} ({len(next(iter(rows.values()))):,} samples)"))
-    elif options.json:
+    if options.json:
         print(strict_json(facts_of(run, found, verdict, rows), non_finite=lambda value: None))
     elif options.csv:
         write_csv(sys.stdout, list(rows), zip(*rows.values(), strict=True))

@@ -18,7 +18,6 @@ class Shuffle(Policy):
     """Every sample once per pass in random order, as by a plain shuffle: the baseline."""
 
     name = "shuffle"
-    is_random = False
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Balanced(Policy):
     """
 
     name = "balanced"
-    is_random = False
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
         count = len(chunk.indices)
@@ -76,7 +74,6 @@ class Quartile(Policy):
     """
 
     name = "quartile"
-    is_random = False
 
     def arrange(self, chunk: Candidates, batch_size: int, rng: np.random.Generator) -> Order:
         count = len(chunk.indices)
@@ -103,7 +100,6 @@ class Steady(Policy):
     """
 
     name = "steady"
-    is_random = False
 
     def select(self, chunk: Candidates, context: Context, rng: np.random.Generator) -> Kept:
         seen = int((chunk.usage_count > 0).sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,6 @@ class Candidates(NamedTuple):
     usage_count: NDArray[np.int64]
     group: NDArray[np.int64] | None
     margin: NDArray[np.float32] | None = None
-
-    def subset(self, rows: NDArray[Any]) -> Candidates:
-        """The candidates at some positions: a boolean mask or integers."""
-        return Candidates(*(None if field is None else field[rows] for field in self))  # type: ignore[arg-type]
 
 
 class Outlook(NamedTuple):
@@ -90,9 +86,6 @@ class Policy:
     """The base of all policies: every sample once per pass, in random order."""
 
     name = "shuffle"
-    is_random = True
-    """Whether ``rng`` is used; making a generator takes as long as planning a thousand samples."""
-
     needs_exact = False
     """Whether `select` needs per-sample losses, and keeps all samples if `Outlook.is_exact` is false."""
 

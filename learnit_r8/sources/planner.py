@@ -7,7 +7,6 @@ random part of it that is read once a pass.
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,6 @@ from ..table.labels.margin_limit import MarginLimit
 from ..table.labels.suspicion import Humps, Suspicion
 from ..table.losses import EXACT
 from ..table.radix import keys_of, order_of
-from ..table.records import reordered
 from ..table.storage import SampleStorage
 from ..table.table import SampleTable
 from .chunk import Chunk, Planned
@@ -133,7 +131,7 @@ class Draft:
 
     def select(self, indices: NDArray[np.int64]) -> Weighted:
         """The samples that the policy selects, and their weights."""
-        records = self._storage.records.gather(indices)
+        records = self._storage.records.take(indices)
         self.typical = self._mean_of(records)
         candidates = self._candidates(indices, records)
         self.pool = candidates.loss
@@ -155,7 +153,7 @@ class Draft:
             watch_rng: Shuffles watched samples, to spread them over the batches.
         """
         batch_size, indices = self._storage.batch_size, samples[0]
-        records = self._storage.records.gather(indices)
+        records = self._storage.records.take(indices)
         candidates = self._candidates(indices, records)
         order = self._arranged(candidates, batch_size)
         watched = self._storage.exclusions.watched
@@ -179,12 +177,12 @@ class Draft:
         """
         sizes, numbers = np.array([len(each) for each in batches]), np.array(places)
         indices = np.concatenate(batches)
-        records = self._storage.records.gather(indices)
+        records = self._storage.records.take(indices)
         of, order = np.repeat(numbers, sizes), np.arange(len(indices))
         for place in dict.fromkeys(places):
             own = np.flatnonzero(of == place)
             size = size_in(place)
-            arranged = self._arranged(self._candidates(indices[own], reordered(records, own)), size)
+            arranged = self._arranged(self._candidates(indices[own], records[own]), size)
             if (sizes[numbers == place][:-1] != size).any():
                 # Some batches have lost samples, so that an order of full ones fits them no better than any.
                 arranged = np.arange(len(own))
@@ -197,7 +195,7 @@ class Draft:
     ) -> Chunk:  # fmt: skip
         """The chunk of some samples, their records and estimates, whose batches are known."""
         indices, weights = samples
-        records, weights = reordered(records, order), None if weights is None else weights[order]
+        records, weights = records[order], None if weights is None else weights[order]
         return Chunk(
             indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes, weights),
             typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
@@ -524,7 +522,7 @@ class Planner:
             return None
         first = draft.first(kept, self._full)
         first = first if self._buckets is None else self._buckets.fitting(first)
-        records, sizes, typical = storage.records.gather(first), np.array([len(first)]), draft.typical
+        records, sizes, typical = storage.records.take(first), np.array([len(first)]), draft.typical
         [expected] = learner.expected(records, sizes)
         if expected < typical:
             kept_share = learner.worth(storage.records.take(part))
@@ -536,8 +534,7 @@ class Planner:
         )  # fmt: skip
 
     def _draft(self, policy: Policy, context: Context, *key: int) -> Draft:
-        rng = self._generator(*key) if policy.is_random else _spare_generator()
-        return Draft(self._table, policy, context, rng)
+        return Draft(self._table, policy, context, self._generator(*key))
 
     def _generator(self, *key: int) -> np.random.Generator:
         return np.random.Generator(np.random.SFC64(np.random.SeedSequence([self.seed, *key])))
@@ -552,9 +549,3 @@ class Planner:
         self._sweep = self._new_sweep()
         self._sweep.load_state_dict(state["sweep"])
         self._num_outside = state["num_outside"]
-
-
-@functools.cache
-def _spare_generator() -> np.random.Generator:
-    """The generator passed to policies that use none; made late, as numpy imports `numpy.random` on its first use."""
-    return np.random.default_rng(0)

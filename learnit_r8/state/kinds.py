@@ -42,14 +42,8 @@ def _computable(dtype: Any) -> Any:
 
 def is_tensor(value: Any) -> bool:
     """Whether a value is a tensor of torch."""
-    kind: Any = type(value)
-    return _is_kind_of_tensor(kind)
-
-
-@functools.cache
-def _is_kind_of_tensor(kind: Any) -> bool:
     torch = sys.modules.get("torch")
-    return torch is not None and issubclass(kind, torch.Tensor)
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def name_of(kind: Any) -> str:

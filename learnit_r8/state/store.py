@@ -200,7 +200,6 @@ class CheckpointStore:
         Raises:
             RunInUse: somebody else trains it; the message names process and host.
         """
-        file = Path(os.path.realpath(self.folder)) / f"run_{run_id[:8]}.lock"
         # No launcher tells the rank among the processes of jax.distributed.
         if (
             not run_id
@@ -208,25 +207,33 @@ class CheckpointStore:
             or (launcher.is_of_jax_distributed() and sys.modules["jax"].process_index())
         ):
             return
+        file, here = os.path.join(os.path.realpath(self.folder), f"run_{run_id[:8]}.lock"), threading.current_thread()
         with _claiming:
-            self._claim(file, run_id)
-
-    def _claim(self, file: Path, run_id: str) -> None:
-        here = threading.current_thread()
-        # Taken out, as an unreachable store may be collected at any line from here on, and would release the lock.
-        other = _claims.pop(str(file), None)
-        if other is not None and other.pid == os.getpid():
-            store = other.store()
-            if store is None or store is self or other.thread is here or not other.thread.is_alive():
-                self._note_claim(str(file), here, other.release)
+            # Taken out, as an unreachable store may be collected at any line from here on, and would release the lock.
+            other = _claims.pop(file, None)
+            if other is None or other.pid != os.getpid():
+                release = self._lock(Path(file), run_id)
+            elif other.store() in (None, self) or other.thread is here or not other.thread.is_alive():
+                release = other.release
+            else:
+                _claims[file] = other
+                raise RunInUse(self._in_use(run_id, f"the thread {other.thread.name!r} of this process, {os.getpid()}"))
+            if release is None:
                 return
-            _claims[str(file)] = other
-            raise RunInUse(self._in_use(run_id, f"the thread {other.thread.name!r} of this process, {os.getpid()}"))
+            if self._claimed != file:
+                self.release()
+                # An unreachable store of a scheduler that was never closed.
+                weakref.finalize(self, _release, file, weakref.ref(self))
+            self._claimed = file
+            _claims[file] = _Claim(weakref.ref(self), here, os.getpid(), release)
+
+    def _lock(self, file: Path, run_id: str) -> Callable[[], object] | None:
+        """Take the lock of a run; returns what releases it, None where there can be none."""
         try:
             release = lock_until_released(file, f"{os.getpid()} {platform.node()}", is_removed=True)
         except (FileNotFoundError, ImportError):
             # No folder, which the first checkpoint makes; or a system without the locks of POSIX.
-            return
+            return None
         except OSError as error:
             if not self._is_lockless:
                 self._is_lockless = True
@@ -234,22 +241,14 @@ class CheckpointStore:
                     f"the run in {str(self.folder)!r} could not be locked ({error}), so another process with "
                     "resume='auto' would go on with it, too. Training continues."
                 )
-            return
+            return None
         if release is None:
             who = "another process"
             with contextlib.suppress(OSError, ValueError), open_regular(file) as opened:
                 pid, host = opened.read(MOST_NOTE).decode("utf-8", "replace").split(maxsplit=1)
                 who = f"the process {pid} on {host}"
             raise RunInUse(self._in_use(run_id, who))
-        self._note_claim(str(file), here, release)
-
-    def _note_claim(self, file: str, thread: threading.Thread, release: Callable[[], object]) -> None:
-        if self._claimed != file:
-            self.release()
-            # An unreachable store of a scheduler that was never closed.
-            weakref.finalize(self, _release, file, weakref.ref(self))
-        self._claimed = file
-        _claims[file] = _Claim(weakref.ref(self), thread, os.getpid(), release)
+        return release
 
     def _in_use(self, run_id: str, who: str) -> str:
         return (

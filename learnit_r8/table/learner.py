@@ -321,7 +321,7 @@ class LossLearner:
             done: Called when the table has learned.
         """
         storage = self.storage
-        records = storage.records.gather(indices)
+        records = storage.records.take(indices)
         if storage.part_size != WHOLE_BATCH:
             # A sample's loss may overflow float32 even if the mean of its batch does not.
             means = np.clip(means, -LARGEST_LOSS, LARGEST_LOSS)

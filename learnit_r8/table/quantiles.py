@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -226,16 +226,3 @@ def top_of(blocks: Iterable[tuple[int, Floats]], count: int) -> NDArray[np.int64
 def rounded(value: Any) -> float:
     """Round to five digits: as many as a screen shows, in half the bytes."""
     return float(f"{float(value):.5g}")
-
-
-def html_table(caption: str, headings: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in HTML, for notebooks; every text in it is escaped."""
-    import html
-
-    def line(tag: str, cells: Iterable[Any]) -> str:
-        texts = (f"{cell:.4g}" if isinstance(cell, (float, np.floating)) else str(cell) for cell in cells)
-        return "<tr>" + "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in texts) + "</tr>"
-
-    body = "".join(line("td", row) for row in rows)
-    names = (name.replace("_", " ") for name in headings)
-    return f"<table><caption>{html.escape(caption)}</caption>{line('th', names)}{body}</table>"

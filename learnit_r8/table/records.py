@@ -23,9 +23,6 @@ count (saturating), code of the user's group."""
 
 MOST_USES = 2**16 - 1
 
-# numpy copies structured elements field by field; complex numbers of the same size are ten times as fast.
-_WORD = np.complex128
-
 _PAGE = 4096 // 16
 """Records of 16 bytes in a page of memory."""
 
@@ -53,7 +50,6 @@ class Records:
 
     def __init__(self, size: int, dtype: np.dtype[Any] = RECORD) -> None:
         self._room = self.whole = np.zeros(size, dtype)
-        self._words = _words_of(self.whole)
         # The system allocates and clears a page when it is first written to. The first chunk of a random order writes
         # to nearly all of them, so a step would wait for that.
         self.whole[:: _PAGE * 16 // dtype.itemsize] = np.zeros((), dtype)
@@ -73,20 +69,14 @@ class Records:
         elif size < len(self.whole):
             self._room[size:] = np.zeros((), self.whole.dtype)
         self.whole = self._room[:size]
-        self._words = _words_of(self.whole)
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Copies of some records: RECORD[M]."""
-        return self._words.take(indices).view(self.whole.dtype)
-
-    def gather(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """Copies of some records, RECORD[M], whose indices are known to be in range."""
-        # Skipping that check saves a quarter of the time.
-        return self._words.take(indices, mode="wrap").view(self.whole.dtype)
+        return self.whole.take(indices)
 
     def put(self, indices: NDArray[np.int64], records: NDArray[Any]) -> None:
         """Write some records back."""
-        self._words[indices] = _words_of(records)
+        self.whole[indices] = records
 
     def slices(self, lock: Lock | None = None, where: Where = ALL) -> Iterator[Slice]:
         """Pass over the records, some at a time, each time holding the lock.
@@ -134,23 +124,12 @@ class Records:
         return slice(*where.indices(len(self))) if isinstance(where, slice) else where
 
 
-def _words_of(records: NDArray[Any]) -> NDArray[Any]:
-    """Records as numbers of the same size, or as bytes where there are none: a view."""
-    size = records.dtype.itemsize
-    return records.view(_WORD if size == 16 else f"V{size}")
-
-
 def _count_of(where: Where) -> int:
     """Number of places in a slice with both ends, or in int64[M]."""
     return max(0, where.stop - where.start) if isinstance(where, slice) else len(where)
 
 
 Slice = tuple[slice, NDArray[Any]]
-
-
-def reordered(records: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
-    """Return ``records[order]``, faster than indexing."""
-    return records.view(_WORD).take(order).view(RECORD)
 
 
 def count_use(records: NDArray[Any]) -> NDArray[np.float32]:

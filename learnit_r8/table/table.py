@@ -17,7 +17,7 @@ from .labels.suspects import Ranking, Suspects
 from .labels.trust import least_trust
 from .learner import LossLearner
 from .losses import EXACT
-from .quantiles import MOST_RANKED, Group, Quartile, Sample, html_table, quartiles_of, top_of
+from .quantiles import MOST_RANKED, Group, Quartile, Sample, quartiles_of, top_of
 from .records import ALL, Columns, Where, spread
 from .storage import FIELDS, SampleStorage
 
@@ -79,11 +79,6 @@ class SampleTable:
 
     def __repr__(self) -> str:
         return f"SampleTable({self.num_samples:,} samples, losses: {self.source})"
-
-    def _repr_html_(self) -> str:
-        """The quarters of the samples, for a notebook."""
-        rows = [(f"Q{place}", q.low, q.high, q.mean, q.uses) for place, q in enumerate(self.quartiles(), start=1)]
-        return html_table(repr(self), ("", "lowest loss", "highest", "mean", "mean uses"), rows)
 
     @property
     def source(self) -> str:

@@ -310,7 +310,7 @@ class Adapter:
                 their device, and three numbers a label come back with the loss. Of other kinds of labels see
                 `learnit_r8.predictions_of`.
             targets: int[B], the labels trained on; with the logits.
-            kind: "classes" (also of tokens and pixels), "multilabel", "ordinal" or "regression".
+            kind: "classes" (also of tokens and pixels), "multilabel" or "regression".
 
         Returns:
             0-dim, for `step` or ``backward()``.

@@ -6,7 +6,7 @@ import torch
 
 from ..events.caller import warn
 from ..table.labels import predictions as on_host
-from ..table.labels.predictions import IGNORED, LEAST_CHANCE, UNLABELLED, VALUES, Predictions, layout
+from ..table.labels.predictions import IGNORED, UNLABELLED, VALUES, Predictions, layout
 
 
 @torch.no_grad()
@@ -37,8 +37,6 @@ def predictions_of(
         scores, given = scores.flatten(1), targets.flatten(1)
         given = given.float().nan_to_num(UNLABELLED).masked_fill(given == IGNORED, UNLABELLED)
         return Predictions(torch.where(given == 1, -scores, scores), (scores > 0).long(), given, 2)
-    if kind == "ordinal":
-        scores = _of_cumulative(scores)
     if scores.ndim == 1 or tuple(scores.shape[1:]) == (1,):
         scores = torch.stack([torch.zeros_like(scores.reshape(-1)), scores.reshape(-1)], 1)
     is_single = scores.ndim == 2
@@ -61,14 +59,6 @@ def _check_logits(logits: torch.Tensor, scores: torch.Tensor) -> None:
         on_host.check_logits(scores.numpy())
     elif logits.grad_fn is not None and logits.grad_fn.name().startswith("Softmax"):
         warn(on_host.PROBABILITIES)
-
-
-def _of_cumulative(logits: torch.Tensor) -> torch.Tensor:
-    """float[B, C], log probabilities of ordinal classes; see `learnit_r8.predictions_of`."""
-    above = torch.cummin(logits.double().clamp(-80, 80), 1).values.sigmoid()
-    ends = torch.ones_like(above[:, :1])
-    chance = torch.cat([ends, above], 1) - torch.cat([above, 0 * ends], 1)
-    return chance.clamp(min=LEAST_CHANCE).log().float()
 
 
 def as_classes(targets: torch.Tensor) -> torch.Tensor:

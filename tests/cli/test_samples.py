@@ -166,13 +166,7 @@ def test_labels_are_shown_where_they_are_known(noisy, capsys):
     assert {row["predicted_label"] for row in rows} == {""}
 
 
-def test_suspects_as_parquet(noisy, capsys, tmp_path):
-    """A Parquet file has the columns of the CSV; only one form can be asked for at a time."""
-    parquet = pytest.importorskip("pyarrow.parquet")
-    _, (line,) = printed(capsys, "samples", noisy, "--suspects", "--epoch", "1", "--parquet", tmp_path / "out.parquet")
-    header = printed(capsys, "samples", noisy, "--suspects", "--epoch", "1", "--csv")[1][0]
-
-    assert line == f"{tmp_path / 'out.parquet'} (10 samples)"
-    assert parquet.read_table(tmp_path / "out.parquet").column_names == header.split(",")
+def test_one_form_at_a_time(noisy):
+    """CSV and JSON cannot both be asked for."""
     with pytest.raises(SystemExit, match="2"):
         main(["samples", str(noisy), "--csv", "--json"])

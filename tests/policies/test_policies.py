@@ -27,7 +27,6 @@ class HardestFirst(Policy):
     """The samples of a chunk by falling loss."""
 
     name = "hardest_first"
-    is_random = False
 
     def arrange(self, chunk, batch_size, rng):
         return np.argsort(-chunk.loss, kind="stable")
@@ -446,15 +445,6 @@ def test_base_policy_is_a_shuffle():
     assert weights is None
     assert policy.arrange(chunk, 2, generator()).tolist() == [0, 1, 2]
     assert Shuffle().arrange(chunk, 2, generator()).tolist() == [0, 1, 2]
-
-
-def test_subset():
-    """A subset of the candidates has the chosen rows of every field."""
-    chunk = candidates([3, 1, 2], usage_count=[5, 6, 7], group=[0, 1, 0])._replace(margin=np.array([8, 9, 4]))
-
-    assert [field.tolist() for field in chunk.subset(np.array([True, False, True]))] == [
-        [0, 2], [3, 2], [3, 2], [3, 2], [5, 7], [0, 0], [8, 4],
-    ]  # fmt: skip
 
 
 def test_candidates_are_read_only():

@@ -38,12 +38,11 @@ def test_memory_is_there_when_the_table_is_made():
 
 
 def test_records_come_back():
-    """What was put is what is taken, gathered, and copied by field."""
+    """What was put is what is taken, and copied by field."""
     records, order = Records(1000), np.random.default_rng(0).permutation(1000)
     records.put(order, some(1000, order))
 
     assert records.take(np.array([7, 3]))["loss"].tolist() == [7, 3]
-    assert records.gather(np.array([7, 3]))["mean"].tolist() == [7, 3]
     assert records.columns(["last"])["last"].tolist() == list(range(1000))
     assert set(records.columns()) == set(RECORD.names)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,18 +171,3 @@ def _polars(columns: Mapping[str, Column]) -> Any:
     import polars  # type: ignore[import-not-found,unused-ignore]
 
     return polars.DataFrame({name: polars.Series(name, values) for name, values in columns.items()})
-
-
-def write_parquet(columns: Mapping[str, Column], file: IO[bytes]) -> None:
-    """Write columns as a Parquet file.
-
-    Raises:
-        ValueError: nothing that can write one is installed.
-        OSError: the file cannot be written.
-    """
-    if importlib.util.find_spec("polars") is not None:
-        _polars(columns).write_parquet(file)
-    elif all(importlib.util.find_spec(name) is not None for name in ("pandas", "pyarrow")):
-        _pandas(columns).to_parquet(file, index=False)
-    else:
-        raise ValueError("a Parquet file needs polars, or pandas with pyarrow: pip install polars.")

@@ -18,8 +18,6 @@ IGNORED = -100
 NUM_ROWS = 3
 """Numbers for each label of a sample beside its loss."""
 
-LEAST_CHANCE = 1e-30
-
 SURE = 20
 """Numbers that are not all positive, with rows that sum to one, by chance."""
 
@@ -28,7 +26,7 @@ PROBABILITIES = (
     "entropy takes another one. (Where the loss is made of probabilities, give their log.)"
 )
 
-KINDS = ("classes", "multilabel", "ordinal", "regression")
+KINDS = ("classes", "multilabel", "regression")
 
 VALUES = 1
 """The number of classes of predictions that are numbers."""
@@ -89,10 +87,10 @@ def predictions_of(
     Args:
         logits: By ``kind``. "classes": float[B, C], or log probabilities; or float[B] or float[B, 1], the logit of
             class 1 of two; of tokens or pixels float[B, ..., C] or float[B, C, ...]. "multilabel": float[B, ...], a
-            logit for each label that a sample may have (also of masks of one class). "ordinal": float[B, C - 1], the
-            logits of classes above 0, above 1, ... "regression": float[B] or float[B, 1], the numbers predicted.
-        targets: "classes", "ordinal": int[B] or int[B, ...], classes in [0, C). "multilabel": 0 or 1, of the shape of
-            the logits. "regression": float[B] or float[B, 1]. What has no label is -1 or -100, of numbers NaN.
+            logit for each label that a sample may have (also of masks of one class). "regression": float[B] or
+            float[B, 1], the numbers predicted.
+        targets: "classes": int[B] or int[B, ...], classes in [0, C). "multilabel": 0 or 1, of the shape of the logits.
+            "regression": float[B] or float[B, 1]. What has no label is -1 or -100, of numbers NaN.
         kind: What the labels are.
         axis: The axis of the classes of tokens or pixels, where both the second and the last may be that.
 
@@ -112,8 +110,6 @@ def predictions_of(
     if kind == "regression":
         given, scores = (each.reshape(-1).astype(np.float32) for each in (given, scores))
         return Predictions(given - scores, scores, given, VALUES)
-    if kind == "ordinal":
-        scores = _of_cumulative(scores)
     is_single = class_axis is None or scores.ndim == 2
     if kind == "multilabel":
         # int64[...], 0, 1, or -1 where there is no label.
@@ -138,17 +134,6 @@ def predictions_of(
         margin += scores.max(-1)
     found = (margin[:, 0], predicted[:, 0], given[:, 0]) if is_single else (margin, predicted, given)
     return Predictions(*found, classes)
-
-
-def _of_cumulative(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """float32[B, C], log probabilities of classes from the logits of those above each, float32[B, C - 1]."""
-    # What is above a class cannot be likelier than what is above the one before.
-    falling = np.minimum.accumulate(logits, axis=1)
-    above = 1 / (1 + np.exp(-np.clip(falling, -80, 80).astype(np.float64)))
-    ends = np.ones((len(logits), 1))
-    chance = -np.diff(np.concatenate([ends, above, 0 * ends], axis=1), axis=1)
-    found: NDArray[np.float32] = np.log(np.maximum(chance, LEAST_CHANCE)).astype(np.float32)
-    return found
 
 
 def check_logits(scores: NDArray[np.float32]) -> None:
@@ -198,11 +183,6 @@ def layout(
                 f"logits and targets of a regression must have shape (B,) or (B, 1), got {logits} and {targets}."
             )
         return None
-    if kind == "ordinal":
-        check_shapes((*logits, 0)[:2], targets, is_whole=is_whole)
-        if len(logits) != 2:
-            raise ValueError(f"logits of ordinal classes must have shape (B, C - 1), got {logits}.")
-        return 1
     if len(logits) < 3:
         check_shapes(logits, targets, is_whole=is_whole)
         return 1 if len(logits) == 2 else None

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quantiles import html_table
-
 HUMPS, MIRROR = "two humps", "mirrored margins"
 
 NO_PROMISE = "no precision is promised, as losses had weights"
@@ -23,9 +21,6 @@ NO_CROSS_ENTROPY = (
 )
 """Of a generalised cross entropy, lists for a precision of .9 held .20 to .95 wrong ones, and clean labels had lists
 (benchmarks/verdicts.py)."""
-
-MOST_SHOWN = 50
-"""Samples in a notebook's table."""
 
 
 def _nobody() -> NDArray[np.int64]:
@@ -129,11 +124,6 @@ class Suspects(_Columns):
         if self.method != MIRROR:
             how = f"{len(self.indices) / max(1, self.num_judged):.1%} of those judged"
         return f"Suspects({count}, {how}: {some})"
-
-    def _repr_html_(self) -> str:
-        """The most suspect samples, for a notebook."""
-        rows = zip(self.indices, self.mean_loss, self.score, self.why, strict=True)
-        return html_table(repr(self), ("sample", "mean loss", "score", "why"), list(rows)[:MOST_SHOWN])
 
 
 @dataclass(frozen=True, eq=False)

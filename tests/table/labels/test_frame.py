@@ -1,11 +1,11 @@
-"""The frame of a table, in pandas and polars, and its Parquet file."""
+"""The frame of a table, in pandas and polars."""
 
 import importlib.util
 
 import numpy as np
 import pytest
 
-from learnit_r8.table.labels.frame import make_frame, write_parquet
+from learnit_r8.table.labels.frame import make_frame
 from tests.drive import make
 
 WRONG = 6
@@ -56,20 +56,3 @@ def test_without_a_library_the_error_says_what_to_install(monkeypatch):
         table.to_frame()
     with pytest.raises(ImportError, match=r"^to_frame\(\) needs polars, which is not installed: pip install polars\.$"):
         table.to_frame("polars")
-    with pytest.raises(ValueError, match=r"^a Parquet file needs polars, or pandas with pyarrow: pip"):
-        write_parquet({"a": [1]}, "out.parquet")
-
-
-@pytest.mark.parametrize("hidden", ["polars", "pandas"])
-def test_parquet_file_comes_back(hidden, tmp_path, monkeypatch):
-    """A Parquet file holds the columns, whichever library wrote it; gaps stay gaps."""
-    parquet = pytest.importorskip("pyarrow.parquet")
-    pytest.importorskip("pandas" if hidden == "polars" else "polars")
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == hidden else find_spec(name))
-    write_parquet({"index": np.arange(3), "given_label": ["a", None, "b"]}, str(tmp_path / "out.parquet"))
-
-    assert parquet.read_table(tmp_path / "out.parquet").to_pydict() == {
-        "index": [0, 1, 2],
-        "given_label": ["a", None, "b"],
-    }

@@ -18,7 +18,6 @@ TRUE = RNG.integers(0, CLASSES, (SIZE, PLACES))
 IS_WRONG = RNG.random((SIZE, PLACES)) < 0.1
 GIVEN = np.where(IS_WRONG, (TRUE + RNG.integers(1, CLASSES, TRUE.shape)) % CLASSES, TRUE)
 HARD = RNG.exponential(1.0, (SIZE, PLACES, 1))
-ORDERED = np.where(IS_WRONG[:, 0], (TRUE[:, 0] + RNG.integers(2, 4, SIZE)) % CLASSES, TRUE[:, 0])
 VALUES = np.linspace(-2, 2, SIZE).astype(np.float32)
 EXCHANGED = RNG.random(SIZE) < 0.1
 TARGETS = np.where(EXCHANGED, RNG.permutation(VALUES), VALUES).astype(np.float32)
@@ -48,13 +47,6 @@ def numbers(indices, epoch):
     return predictions_of(VALUES[indices] + 0.1 * rng.normal(size=len(indices)), TARGETS[indices], "regression")
 
 
-def ordinal(indices, epoch):
-    """The logits of "above 0", "above 1" and so on; a wrong class is two away or more."""
-    rng = np.random.default_rng([epoch, *indices[:2]])
-    above = 4 * (TRUE[indices, :1] > np.arange(CLASSES - 1)) - 2 + rng.normal(size=(len(indices), CLASSES - 1))
-    return predictions_of(above / (0.5 + HARD[indices, 0]), ORDERED[indices], "ordinal")
-
-
 def one_logit(indices, epoch):
     """The logit of class 1 of two."""
     rng = np.random.default_rng([epoch, *indices[:2]])
@@ -68,7 +60,7 @@ def trained(said, epochs=6, **settings):
         ticket = r8.draw()
         predictions = said(ticket.indices, ticket.step * 50 // SIZE)
         losses = np.full(len(ticket.indices), 0.5, np.float32)
-        if said in (ordinal, one_logit):
+        if said is one_logit:
             losses = np.logaddexp(0, predictions.margin)
         r8.report(ticket, losses, predictions=predictions)
     r8.close()
@@ -159,12 +151,11 @@ def test_numbers_beyond_the_noise_of_such_samples_are_named(runs):
     np.testing.assert_allclose(found.suggested, VALUES[found.indices], atol=0.2)
 
 
-@pytest.mark.parametrize("said", [ordinal, one_logit])
-def test_kinds_with_one_class_a_sample_are_judged_as_such(said):
-    """Cumulative logits and the one logit of two classes have lists, the right classes and the data at a glance."""
-    table = trained(said).table
+def test_one_logit_a_sample_is_judged_as_a_class():
+    """The one logit of two classes has a list, the right classes and the data at a glance."""
+    table = trained(one_logit).table
     found, is_wrong = table.suspects(0.7), IS_WRONG[:, 0]
-    right = TRUE[:, 0] if said is ordinal else (TRUE[:, 0] > 2).astype(int)
+    right = (TRUE[:, 0] > 2).astype(int)
 
     assert found.places is None
     assert is_wrong[found.indices].mean() >= 0.7

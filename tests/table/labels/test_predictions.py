@@ -96,12 +96,10 @@ def test_every_framework_refuses_them(framework, logits, targets, text):
 @pytest.mark.parametrize(
     ("logits", "targets", "kind", "text"),
     [
-        (LOGITS, TARGETS, "words", "kind must be one of classes, multilabel, ordinal, regression, got 'words'"),
+        (LOGITS, TARGETS, "words", "kind must be one of classes, multilabel, regression, got 'words'"),
         (LOGITS, LOGITS[:, :3], "multilabel", r"must have the same shape \(B, ...\), got \(40, 7\) and \(40, 3\)"),
         (LOGITS, LOGITS, "multilabel", "targets must be 0 or 1"),
         (LOGITS, TARGETS, "regression", r"of a regression must have shape \(B,\) or \(B, 1\), got \(40, 7\)"),
-        (LOGITS[:, 0], TARGETS, "ordinal", r"logits of ordinal classes must have shape \(B, C - 1\), got \(40,\)"),
-        (LOGITS[:, :3], TARGETS, "ordinal", r"targets must be in \[0, 4\), got values from 0 to 6"),
         (np.zeros((4, 5, 7)), np.zeros((4, 6), int), "classes", r"with targets of shape \(B, ...\), got \(4, 5, 7\)"),
         (np.zeros((4, 5, 5)), np.zeros((4, 5), int), "classes", "axis must say where the classes are, 1 or -1"),
         (np.zeros((4, 1, 5, 6)), np.zeros((4, 5, 6), int), "classes", "must have 2 to 65535 classes, got 1"),
@@ -114,7 +112,7 @@ def test_what_is_no_kind_of_labels_is_refused(logits, targets, kind, text):
 
 
 def of_kinds():
-    """Outputs, targets and kind of batches with several labels a sample, with numbers, and of ordinal classes."""
+    """Outputs, targets and kind of batches with several labels a sample, and with numbers."""
     rng = np.random.default_rng(5)
     wide = rng.normal(size=(6, 4, 5, 3)).astype(np.float32)
     pixels = rng.integers(-1, 4, (6, 5, 3))
@@ -123,7 +121,6 @@ def of_kinds():
         "tokens": (wide[..., 0].swapaxes(1, 2), pixels[..., 0], "classes"),
         "several": (wide[:, :, 0, 0], rng.integers(0, 2, (6, 4)).astype(np.float32), "multilabel"),
         "mask of one class": (wide[:, :1], (wide[:, :1] > 0.3).astype(np.int64), "multilabel"),
-        "ordinal": (-np.sort(-wide[:, :, 0, 0]), np.arange(6) % 5, "ordinal"),
         "numbers": (wide[:, :1, 0, 0], np.array([1, 2, 3, np.nan, 5, 6], np.float32), "regression"),
     }
 
@@ -151,13 +148,10 @@ def test_other_kinds_are_the_same_in_torch_and_come_back_packed(name):
 def test_margins_of_other_kinds():
     """Above zero where something else is predicted; of numbers, the residual."""
     several = predictions_of([[2.0, -1.0, 3.0]], [[1, 1, 0]], "multilabel")
-    ordinal = predictions_of([[4.0, 3.0, -5.0]] * 2, [2, 0], "ordinal")
     numbers = predictions_of([2.0, 5.0], [2.5, 1.0], "regression")
 
     assert several.margin.tolist() == [[-2, 1, 3]]
     assert several.predicted.tolist() == [[1, 0, 1]]
-    assert ordinal.predicted.tolist() == [2, 2]
-    assert ordinal.margin[0] < 0 < ordinal.margin[1]
     assert numbers.margin.tolist() == [0.5, -4]
     assert numbers.num_classes == 1
 
