@@ -147,7 +147,7 @@ MUTANTS = [Mutant(*each) for each in (
      "runs/test_experiments.py -k last_update", "a run ends with NaN weights that its last update has made"),
     ("recovery/recovery.py", "older[: max(1, len(older) - skipped)]", "older",
      "recovery/test_recovery.py -k older_states", "going back past much damage takes a restore for each backup"),
-    ("recovery/remedies.py", "if (is_relapse and not is_calm and not lineage.num_older) or is_rate:", "if is_rate:",
+    ("recovery/remedies.py", "if (is_relapse and not (is_calm or lineage.was_calm) and not lineage.num_older) or is_rate:", "if is_rate:",
      "recovery/test_recovery.py -k relapse", "a rate that damages the weights is used again and again"),
     ("recovery/remedies.py", "self._live.persistence.store.mark_abandoned(backup.step, step)", "pass",
      "recovery/test_recovery.py -k given_up",

@@ -272,10 +272,15 @@ class Progress(SavedFields):
     def is_calm(self, updates: int) -> bool:
         """Whether no loss before damage was high, in at least ``CALM`` updates since a restore.
 
-        Updates that are too large show in the losses, far above those of the untrained model, before nothing is finite.
+        Updates that are too large show in the losses, far above those of the untrained model and all before them, before
+        nothing is finite.
         """
-        far = FAR_ABOVE * self.untrained if self.untrained > 0 else max(list(self.reported)[:-CALM], default=math.inf)
-        return updates >= CALM and max(list(self.reported)[-CALM:], default=math.inf) <= far
+        before = [*self.recent][:-CALM]
+        if self.untrained > 0:
+            far = FAR_ABOVE * max([self.untrained, *before])
+        else:
+            far = max(before, default=math.inf)
+        return updates >= CALM and max([*self.reported][-CALM:], default=math.inf) <= far
 
     def is_sudden(self) -> bool:
         """Whether most of the rise of the reported losses came within one step."""

@@ -190,7 +190,7 @@ class Remedies:
         # A sample of NaN whose loss does not show it damages healthy weights in each epoch again; the user's rate held.
         is_calm = alarm is Alarm.NOT_FINITE and limit.is_share and lineage.progress.is_calm(lineage.since_restore)
         why = ""
-        if (is_relapse and not is_calm and not lineage.num_older) or is_rate:
+        if (is_relapse and not (is_calm or lineage.was_calm) and not lineage.num_older) or is_rate:
             # Of weights that are damaged before any update is made, the updates are not the cause.
             again = "training on has damaged healthy weights again, so the updates are probably too large"
             why = again if undone else ""
@@ -206,7 +206,7 @@ class Remedies:
             self._state.lower_rate(max(lineage.rates, default=lr), step=step, reason=alarm.value, **how)
             if is_early:
                 self._state.incidents.change(held_from_start=limit.ceiling)
-        elif not is_early:
+        elif not (is_early or (is_relapse and is_calm)):
             lineage.num_lowered = 0
             limit.restored()
         is_too_large = is_tested and alarm is not Alarm.NOT_FINITE
@@ -237,6 +237,7 @@ class Remedies:
             self._sentry.forget()
         lineage.progress.went_back(backup.recent, backup.updates)
         lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
+        lineage.was_calm = is_calm
         return not (is_relapse or is_early)
 
     def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:

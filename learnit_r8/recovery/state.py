@@ -214,6 +214,7 @@ class Lineage(SavedFields):
         since: Updates of the state that was restored last; 0 if none was.
         trial: Updates after it in which a new alarm is a relapse.
         is_proving: Whether a restored state has not passed its trial yet.
+        was_calm: Whether it was put back although no loss was high, as for a bad batch; see `Progress.is_calm`.
         failed_at: Updates at the alarm before the last restore; -1 if it is not known.
         num_restores: Restores in a row to the state put back last.
         num_older: Restores in a row to older and older states, as the same trouble came back.
@@ -232,6 +233,7 @@ class Lineage(SavedFields):
     since: int = 0
     trial: int = 0
     is_proving: bool = False
+    was_calm: bool = False
     failed_at: int = -1
     num_restores: int = 0
     num_older: int = 0

@@ -232,3 +232,21 @@ def test_wild_losses_that_jumped_are_looked_into_though_one_of_eight_is_low(lows
     progress.recent.extend([*[3.5, 1.7, 1.8, 4.7, 7.0, 3.1, 5.3, 3.0][: 8 - len(lows)], *lows])
 
     assert progress.is_above_untrained(24) is is_above
+
+
+@pytest.mark.parametrize(("last", "is_calm"), [([60.0], True), ([0.1, 60.0, 0.2, 0.3], True), ([0.1, 1e4], False)])
+def test_a_high_loss_among_others_announces_no_damage(last, is_calm):
+    """Batches may differ much, and the untrained loss be that of easy ones; updates that are too large go far beyond."""
+    progress = after([0.1, 0.3, 50.0, 2.0, 0.2, 0.4, 8.0, 0.3] * 4 + last, record=0.1)
+
+    assert progress.untrained == 0.2
+    assert progress.is_calm(8) is is_calm
+    assert not progress.is_calm(3)
+
+
+def test_a_loss_above_all_others_announces_damage_where_none_is_positive():
+    """Losses below zero have no multiples."""
+    losses = [-5.0, -3.0] * 20
+
+    assert after([*losses, -3.0]).is_calm(8)
+    assert not after([*losses, -2.0]).is_calm(8)

@@ -254,6 +254,29 @@ def test_damage_that_no_loss_announces_leaves_the_users_rate_alone():
 
 
 @RESTORED
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("has_batches", [True, False])
+def test_bad_batches_among_uneven_ones_leave_the_users_rate_alone(seed, has_batches):
+    """Each one damages the weights where the loss comes after the step; a high loss before it is one of many."""
+    heard, rng, model = record_events(), np.random.default_rng(seed), {"w": np.zeros(4)}
+    x, scales = rng.normal(size=(400, 16, 4)), np.exp(rng.normal(size=400))
+    y = (x @ [1.0, -1.0, 0.5, 2.0] + 0.3 * rng.standard_t(2, size=(400, 16))) * scales[:, None]
+    x[20::40, 0, 0] = NAN
+    r8 = R8Scheduler(
+        num_steps=400, scheduler_mode="keep", state_callback=lambda: model, load_callback=model.update, backup_every=5,
+        listeners=[heard], handle_signals=False,
+    )  # fmt: skip
+    for place in r8.batches(range(400)) if has_batches else r8.steps():
+        error = x[place] @ model["w"] - y[place]
+        model["w"] = model["w"] - 0.01 * r8.lr_factor * error @ x[place] / 16
+        r8.update_with_loss(float(np.square(error).mean()))
+    r8.close()
+
+    assert len(heard.of(events.RolledBack)) == 10
+    assert not heard.of(events.LrCapped)
+
+
+@RESTORED
 @pytest.mark.parametrize("seed", [11, 21, 48])
 def test_a_batch_that_damages_statistics_with_a_good_loss_takes_no_weights_back(seed):
     """Each of its visits puts the statistics back; healthy weights went back further each time, to the start."""
