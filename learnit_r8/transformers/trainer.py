@@ -375,9 +375,8 @@ class R8Mixin:
             "num_workers": args.dataloader_num_workers,
             "pin_memory": args.dataloader_pin_memory and torch.cuda.is_available(),
             "persistent_workers": args.dataloader_persistent_workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
         }
-        if args.dataloader_prefetch_factor is not None:
-            settings["prefetch_factor"] = args.dataloader_prefetch_factor
         skips = bool(self._r8_resumes) and not args.ignore_data_skip
         sampler: Any = WholeEpoch(adapter.sampler, skips=skips)
         # The Trainer sets the random generators of a resumed run once it has fetched the first batch.

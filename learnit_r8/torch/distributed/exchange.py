@@ -76,7 +76,6 @@ class Exchange(PartsOfRanks):
         settings: Mapping[str, Any] | None = None,
         resume: str | os.PathLike[str] | None = None,
     ) -> None:
-        check_every(every)
         _check_shareable(r8, ranks)
         super().__init__(ranks)
         self._settings = dict(settings or {})

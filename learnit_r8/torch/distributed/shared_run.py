@@ -15,7 +15,7 @@ from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from ..predictions import check_exchanged
 from ..readback import Note
-from .exchange import Exchange, slice_of
+from .exchange import Exchange, check_every, slice_of
 from .ranks import Ranks
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class SharedRun(Member):
     """
 
     def __init__(self, r8: R8Scheduler, ranks: Ranks | None = None, *, every: int | None = None) -> None:
+        check_every(every)
         self.r8 = r8
         self.ranks = ranks = Ranks() if ranks is None else ranks
         self.exchange = Exchange(r8, ranks, every)
