@@ -282,9 +282,12 @@ class R8Mixin:
     """
 
     if TYPE_CHECKING:
+        compute_loss: Any
+        training_step: Any
+        create_optimizer: Any
 
         def __getattr__(self, name: str) -> Any:
-            """What the Trainer has."""
+            """What else the Trainer has."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
