@@ -136,7 +136,7 @@ ERRORS = [
     (lambda folder: Script().one_epoch(backward_first), RuntimeError,
      r"step\(loss\) calls backward\(\) itself: take loss.backward\(\) out"),
     (lambda folder: (s := Script()).adapter.loss(s.losses(*next(iter(s.loader)))), RuntimeError,
-     r"got none out; .* for batch in adapter\.loader\(\)"),
+     r"got none out: .* for batch in adapter\.loader\(\)"),
     *[(lambda folder, value=value: make().log(acc=value), (TypeError, ValueError),
        rf"log\(\) takes one number for each metric: acc must be {text}")
       for value, text in (("high", "a real number"), (None, "a real number"), (1j, "a real number"),
