@@ -150,7 +150,8 @@ def attach(
     shared = _checked_sharing(given)
     check_dataset(dataset)
     ahead = whole_number("ahead", ahead, least=0)
-    return Adapter(_keep(given, settings, shared, size=len(dataset), ahead=ahead), dataset)
+    redraw = getattr(dataset, "__getitem__", None)
+    return Adapter(_keep(given, settings, shared, size=len(dataset), ahead=ahead, redraw=redraw), dataset)
 
 
 class _Given(NamedTuple):
@@ -169,7 +170,13 @@ class _Given(NamedTuple):
 
 
 def _keep(
-    given: _Given, settings: SchedulerSettings, sharing: Sharing, *, size: int | None, ahead: int = 0
+    given: _Given,
+    settings: SchedulerSettings,
+    sharing: Sharing,
+    *,
+    size: int | None,
+    ahead: int = 0,
+    redraw: Callable[[int], Any] | None = None,
 ) -> Training:
     """Let a new scheduler keep a model; ``size`` is None for batches of the user's."""
     model, optimizer, scaler = given.model, given.optimizer, given.scaler
@@ -208,7 +215,7 @@ def _keep(
         hand.watch(model)
     examiner = Examiner(
         model, optimizer, scaler=scaler, run_batch=given.run_batch, hand=hand,
-        sharing=sharing, others=networks_of(parts),
+        sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(hold_random_state, lambda held: set_random_state(state_of(held)))

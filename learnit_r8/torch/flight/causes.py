@@ -193,6 +193,7 @@ class Case:
         good_held, good: The last one whose loss was good; None without one.
         backups: Steps and states, newest first.
         has_loss: Whether a run gives a loss, not only what the model returns.
+        redraw: Returns a sample anew, or None.
         others: Networks that are trained beside the model, by their names.
         is_alone: Whether it is the whole batch. Of a part of one only the forward pass runs.
     """
@@ -200,11 +201,11 @@ class Case:
     def __init__(
         self, refusal: Refusal, model: torch.nn.Module, optimizer: Any, *, scaler: Any, run: Callable[[Any], Any],
         held: Held, batch: Any, good_held: Held | None, good: Any, backups: Sequence[tuple[int, Any]], has_loss: bool,
-        others: Mapping[str, torch.nn.Module], is_alone: bool,
+        redraw: Callable[[int], Any] | None, others: Mapping[str, torch.nn.Module], is_alone: bool,
     ) -> None:  # fmt: skip
         self._others, self._is_alone = others, is_alone
         self._refusal, self._model, self._optimizer, self._scaler = refusal, model, optimizer, scaler
-        self._held, self._batch, self._backups = held, batch, backups
+        self._held, self._batch, self._redraw, self._backups = held, batch, redraw, backups
         self._good_held, self._good = good_held, good
         self._runs = Runs(refusal, model, run, has_loss=has_loss, is_alone=is_alone)
         self._loss = math.nan
@@ -272,7 +273,7 @@ class Case:
             # What the model got is no batch of the loader, and nothing was good without some of its rows.
             return self._end(found, rest=("what comes before the model was not run again",))
         rest = rest or (() if is_all else (HEALTHY,))
-        return self._end(found, certain=not is_all or first.error is None, rest=rest)
+        return self._end(found, certain=not is_all or first.error is None, rest=(*rest, *self._redrawn(found)))
 
     def _of_others(self) -> Finding | None:
         """A network beside the model that is not finite, so that what it gives the model is not either."""
@@ -518,6 +519,24 @@ class Case:
         elif trace.fault is not None:
             text = describe_place(trace)
         return Finding(kind, text, rows, first.about, where=where)
+
+    def _redrawn(self, found: Finding) -> tuple[str, ...]:
+        """Whether the sample is good as the data set gives it anew."""
+        if self._redraw is None or len(found.rows) != 1 or found.rows[0] >= len(self._held.ticket.indices):
+            return ()
+        sample = int(self._held.ticket.indices[found.rows[0]])
+        try:
+            anew = [self._redraw(sample) for _ in range(8)]
+        except Exception:
+            return ()
+        # The data set may give arrays and numbers, which become tensors later.
+        bad = sum(bool(tree.not_finite(each)) for each in anew)
+        self._runs.evidence.append(f"of 8 times that the sample is drawn anew {bad} are not finite")
+        if not bad:
+            return (
+                "the data set gave it 8 times without: its random augmentation or the making of the batch is to blame",
+            )
+        return ("drawn anew it is not always so: its random augmentation is to blame",) if bad < 8 else ()
 
     def _of_single(self, trace: Trace, rest: tuple[str, ...]) -> Finding:
         """Return a finding where an operation that needs several rows got a batch of one."""

@@ -47,6 +47,7 @@ class Examiner:
         run_batch: Returns the loss of a batch as the loader gives it; None where only the model can run again.
         hand: Holds the batches.
         sharing: How the processes share a batch.
+        redraw: Returns a sample anew; None where it cannot be had.
         others: Networks that are trained beside the model, by their names.
     """
 
@@ -59,16 +60,18 @@ class Examiner:
         run_batch: Callable[[Any], Any] | None,
         hand: Hand,
         sharing: Sharing,
-        others: Mapping[str, torch.nn.Module],
+        redraw: Callable[[int], Any] | None = None,
+        others: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
         if not (run_batch is None or callable(run_batch)):
             raise TypeError(
                 f"run_batch must be a function of a batch that returns its loss, or None, got {run_batch!r}."
             )
-        self._others, self._sharing = others, sharing
+        self._others = others or {}
         self._model, self._optimizer, self._scaler = plain_model(model), optimizer, scaler
         self._called, self._run_batch, self._hand = model, run_batch, hand
         self._parts: tuple[Held | None, dict[str, Any]] = None, {}
+        self._redraw, self._sharing = redraw if sharing.size == 1 else None, sharing
 
     def examine(self, refusal: Refusal) -> Finding:
         """Find where an incident began; everything that is touched is put back. All ranks call it at the same step."""
@@ -128,8 +131,8 @@ class Examiner:
             refusal, self._model, self._optimizer, scaler=self._scaler, run=self._run, held=held,
             batch=self._batch_of(held, takes_first), good_held=good,
             good=None if good is None else self._batch_of(good, takes_first),
-            backups=backups, has_loss=self._run_batch is not None, others=self._others,
-            is_alone=self._sharing.size == 1,
+            backups=backups, has_loss=self._run_batch is not None, redraw=self._redraw,
+            others=self._others, is_alone=self._sharing.size == 1,
         )  # fmt: skip
         finding = case.solve()
         return finding if self._run_batch is not None else finding._replace(missing=NO_LOSS)
