@@ -13,7 +13,7 @@ from .. import events
 from ..policies.registry import SHUFFLE
 from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule, cool_down_budget, from_state, state_of
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import Kept, Schedule, WarmupStableDecay, check_rate
+from ..schedules.schedule import Kept, Schedule, Warmup, check_rate
 from ..schedules.span import Span
 from ..table.losses import read_number
 
@@ -584,7 +584,8 @@ class Rates:
         """
         pace = self._pace
         progress = pace.progress_at(pace.step)
-        is_decaying = isinstance(self.schedule, WarmupStableDecay) and progress > 1 - self.schedule.decay
+        shape = self.schedule if isinstance(self.schedule, Warmup) else None
+        is_decaying = shape is not None and shape.decay_share is not None and progress > shape.decays_from
         if pace.budget.cool_down is not None or is_decaying:
             raise ValueError(
                 f"cool_down needs a checkpoint of the stable part, got one of step {pace.step}, where the rate already "

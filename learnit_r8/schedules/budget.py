@@ -94,22 +94,20 @@ def cool_down_budget(
     is_share, span = span.unit == "share", _counted(span, budget, step, seconds, steps_per_epoch)
     if span.unit == "steps":
         ends = Budget(steps=step + max(least_steps, int(span.amount)))
-        begin = step / ends.steps if ends.steps else 0.0
     else:
         left = span.amount - wall() if span.unit == "until" else span.amount
         if left <= 0:
             raise ValueError(f"a cool-down must end in the future, got {span}.")
         ends = Budget(seconds=seconds + left)
-        begin = seconds / (seconds + left)
-    if _time_left(ends, step, seconds) > _time_left(budget, step, seconds, like=ends):
+    if _is_later(ends, budget, step, seconds):
         if not is_share:
             raise ValueError(
                 f"a cool-down must not be longer than what is left of the run, got {span} at step {step} of a run that "
                 f"ends {_end_of(budget)}."
             )
         ends = Budget(steps=budget.steps, seconds=budget.seconds)
-        done, whole = (step, budget.steps) if budget.steps is not None else (seconds, budget.seconds)
-        begin = min(1.0, done / whole) if whole else 1.0
+    done, whole = (seconds, ends.seconds) if ends.steps is None else (step, ends.steps)
+    begin = min(1.0, done / whole) if whole else 1.0
     until = span.amount if span.unit == "until" else None
     cool_down = CoolDown(begin, lr, min(rule.floor, lr), rule.shape, step, until)
     return replace(ends, cool_down=cool_down)
@@ -132,19 +130,14 @@ def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_ep
     return Span("steps", max(1, math.ceil(step * factor)))
 
 
-def _time_left(budget: Budget, step: int, seconds: float, *, like: Budget | None = None) -> float:
-    """What is left of a budget, in its own unit or in that of another one, at the speed so far; inf if unknown."""
-    if like is not None and (like.steps is None) != (budget.steps is None) and not budget.is_open:
-        if not step or seconds <= 0:
-            return math.inf
-        each = seconds / step
-        if like.steps is None:
-            return (budget.steps or 0) * each - seconds
-        return ((budget.seconds or 0.0) - seconds) / each
-    if budget.steps is not None:
-        return budget.steps - step
+def _is_later(ends: Budget, budget: Budget, step: int, seconds: float) -> bool:
+    """Whether one budget ends after another, at the speed so far; false if that is not known, or the other is open."""
+    if ends.steps is not None and budget.steps is not None:
+        return ends.steps > budget.steps
+    each = seconds / step if step and seconds > 0 else math.nan
+    end, most = (each * (one.steps or math.inf) if one.seconds is None else one.seconds for one in (ends, budget))
     # A rounding of the sum must not make equal ends differ.
-    return math.inf if budget.seconds is None else (budget.seconds - seconds) * (1 - 1e-9 * (like is None))
+    return end > most * (1 + 1e-9)
 
 
 def _end_of(budget: Budget) -> str:

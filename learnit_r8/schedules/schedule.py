@@ -14,16 +14,13 @@ Schedule = Callable[[float], float]
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda share: 1 - share,
+    "sqrt": lambda share: 1 - math.sqrt(share),
     "cosine": lambda share: 0.5 * (1 + math.cos(math.pi * share)),
     "constant": lambda share: 1.0,
 }
 """What is left of the peak after a share of the decay, both in [0, 1]."""
 
-SHAPES: dict[str, Callable[[float], float]] = {
-    "linear": DECAYS["linear"],
-    "sqrt": lambda share: 1 - math.sqrt(share),
-    "cosine": DECAYS["cosine"],
-}
+SHAPES = {name: DECAYS[name] for name in ("linear", "sqrt", "cosine")}
 """Shapes of the decay of "wsd" and of a cool-down: what is left after a share of it, both in [0, 1]."""
 
 ScheduleName = Literal["linear", "cosine", "constant", "one_cycle", "wsd", "keep"]
@@ -39,27 +36,33 @@ DEFAULT_SHAPE = "sqrt"
 
 @dataclass(frozen=True)
 class Warmup:
-    r"""A linear rise to the peak, then a decay to the floor.
+    r"""A linear rise to the peak, then a decay to the floor, at once or after a stable part.
 
-    With progress :math:`p`, warm-up share :math:`w` and :math:`q = (p - w) / (1 - w)`:
-    :math:`peak (start + (1 - start) p / w)` for :math:`p < w`, else :math:`floor + (peak - floor)\, decay(q)` with
-    :math:`decay(q) = 1 - q` (linear), :math:`(1 + \cos \pi q) / 2` (cosine) or 1 (constant).
+    With progress :math:`p`, warm-up share :math:`w`, a decay that begins at :math:`b` (:math:`w`, or 1 less its share)
+    and :math:`q = (p - b) / (1 - b)`: :math:`peak (start + (1 - start) p / w)` for :math:`p < w`, the peak for
+    :math:`w \le p < b`, else :math:`floor + (peak - floor)\, decay(q)` with :math:`decay(q) = 1 - q` (linear),
+    :math:`1 - \sqrt q` (sqrt), :math:`(1 + \cos \pi q) / 2` (cosine) or 1 (constant).
 
     Args:
         peak_lr: Highest learning rate, > 0.
-        decay: "linear", "cosine" or "constant".
+        decay: "linear", "sqrt", "cosine" or "constant".
         warmup: Share of the budget spent rising, in [0, 1].
         start: First learning rate as a share of the peak, in [0, 1].
         floor: Last learning rate, in [0, peak_lr].
+        decay_share: Share of the budget spent decaying, in (0, 1 - warmup]; None for all after the warm-up.
 
     Raises:
         ValueError: an argument outside its range.
 
-    Source: the cosine is that of Loshchilov & Hutter, arXiv:1608.03983, without restarts.
+    Source: the cosine is that of Loshchilov & Hutter, arXiv:1608.03983, without restarts; the stable part is of
+    Haegele et al., arXiv:2405.18392, where 1 - sqrt is slightly better than a linear decay.
 
     >>> lr = Warmup(0.1, warmup=0.2)
     >>> [round(lr(p), 4) for p in (0.0, 0.1, 0.2, 0.6, 1.0)]
     [0.01, 0.055, 0.1, 0.05, 0.0]
+    >>> lr = Warmup(0.1, "linear", warmup=0.2, decay_share=0.4)
+    >>> [round(lr(p), 4) for p in (0.0, 0.1, 0.2, 0.6, 0.8, 1.0)]
+    [0.01, 0.055, 0.1, 0.1, 0.05, 0.0]
     """
 
     peak_lr: float
@@ -67,17 +70,31 @@ class Warmup:
     warmup: float = 0.05
     start: float = 0.1
     floor: float = 0.0
+    decay_share: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("decay", self.decay, sorted(DECAYS))
         _check_shape(self.peak_lr, self.warmup, self.floor)
         if not 0 <= self.start <= 1:
             raise ValueError(f"start must be in [0, 1], got {self.start!r}.")
+        if self.decay_share is not None and not 0 < self.decay_share <= 1 - self.warmup + 1e-9:
+            raise ValueError(
+                f"decay_proportion must leave room for the warm-up, above 0 and at most {1 - self.warmup:.4g}, got "
+                f"{self.decay_share!r}."
+            )
+
+    @property
+    def decays_from(self) -> float:
+        """Progress at which the decay begins."""
+        return self.warmup if self.decay_share is None else 1 - self.decay_share
 
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:
             return self.peak_lr * (self.start + (1 - self.start) * progress / self.warmup)
-        share = (progress - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 0.0
+        if progress < self.decays_from:
+            return self.peak_lr
+        length = 1 - self.warmup if self.decay_share is None else self.decay_share
+        share = min(1.0, (progress - self.decays_from) / length) if length else 0.0
         return self.floor + (self.peak_lr - self.floor) * DECAYS[self.decay](share)
 
 
@@ -113,57 +130,6 @@ class OneCycle:
         else:
             low, share = self.floor, (progress - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 0.0
         return low + (self.peak_lr - low) * DECAYS["cosine"](share)
-
-
-@dataclass(frozen=True)
-class WarmupStableDecay:
-    r"""A linear rise to the peak, a long stable part, then a short decay to the floor.
-
-    With :math:`q = (p - (1 - d)) / d` for the decay's share :math:`d`: the rate is that of `Warmup` for :math:`p < w`,
-    the peak for :math:`w \le p < 1 - d`, then :math:`floor + (peak - floor)\, shape(q)` with :math:`shape(q) = 1 - q`
-    (linear), :math:`1 - \sqrt q` (sqrt) or :math:`(1 + \cos \pi q) / 2` (cosine).
-
-    Args:
-        peak_lr: Highest learning rate, > 0.
-        warmup: Share of the budget spent rising, in [0, 1].
-        decay: Share of the budget spent decaying, in (0, 1 - warmup].
-        shape: "linear", "sqrt" or "cosine".
-        start: First learning rate as a share of the peak, in [0, 1].
-        floor: Last learning rate, in [0, peak_lr].
-
-    Raises:
-        ValueError: an argument outside its range.
-
-    Source: Haegele et al., arXiv:2405.18392, where 1 - sqrt is slightly better than a linear decay.
-
-    >>> lr = WarmupStableDecay(0.1, warmup=0.2, decay=0.4, shape="linear")
-    >>> [round(lr(p), 4) for p in (0.0, 0.1, 0.2, 0.6, 0.8, 1.0)]
-    [0.01, 0.055, 0.1, 0.1, 0.05, 0.0]
-    """
-
-    peak_lr: float
-    warmup: float = 0.05
-    decay: float = DEFAULT_DECAY
-    shape: str = DEFAULT_SHAPE
-    start: float = 0.1
-    floor: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_shape(self.peak_lr, self.warmup, self.floor)
-        check_decay(self.decay, self.shape)
-        if self.warmup + self.decay > 1 + 1e-9:
-            raise ValueError(
-                f"decay_proportion must leave room for the warm-up, at most {1 - self.warmup:.4g}, got {self.decay!r}."
-            )
-
-    def __call__(self, progress: float) -> float:
-        stable = 1 - self.decay
-        if progress >= stable:
-            left = SHAPES[self.shape](min(1.0, (progress - stable) / self.decay))
-            return self.floor + (self.peak_lr - self.floor) * left
-        if progress < self.warmup:
-            return self.peak_lr * (self.start + (1 - self.start) * progress / self.warmup)
-        return self.peak_lr
 
 
 @dataclass(frozen=True)
@@ -217,12 +183,11 @@ def make_schedule(
     if mode == "one_cycle":
         return OneCycle(initial_lr, warmup=0.3 if warmup_proportion is None else warmup_proportion, floor=min_lr)
     warmup = 0.05 if warmup_proportion is None else warmup_proportion
-    rising = Warmup(initial_lr, "constant" if mode == "wsd" else mode, warmup=warmup, floor=min_lr)
     if mode != "wsd" or is_open or warmup == 1:
-        return rising
+        return Warmup(initial_lr, "constant" if mode == "wsd" else mode, warmup=warmup, floor=min_lr)
     # A long warm-up takes from the default decay, not from one that was asked for.
     decay = min(DEFAULT_DECAY, 1 - warmup) if decay_proportion is None else decay_proportion
-    return WarmupStableDecay(initial_lr, warmup, decay, decay_shape, floor=min_lr)
+    return Warmup(initial_lr, decay_shape, warmup=warmup, floor=min_lr, decay_share=decay)
 
 
 def check_decay(proportion: Any, shape: Any) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..events.caller import warn
-from .labels.predictions import PredictionRows
+from .labels.predictions import PredictionRows, on_host
 
 EXACT, WHOLE_BATCH = 1, 0
 """Part sizes that stand for one loss per sample and for one mean per batch."""
@@ -144,13 +144,8 @@ def read_number(name: str, value: Any) -> float:
 
 def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
     """Convert to a float64 array of any shape, also from tensors of torch, TensorFlow or JAX on any device."""
-    value = loss
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        # numpy has no bfloat16; torch refuses to convert it.
-        value = value.float() if "bfloat16" in str(value.dtype) else value
     try:
-        array = np.asarray(value)
+        array = on_host(loss)
     except ValueError as error:
         raise ValueError(f"{name} must be a number or a vector of them, got {loss!r}.") from error
     if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):

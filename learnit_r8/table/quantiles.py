@@ -114,7 +114,6 @@ class Group(NamedTuple):
 BINS = 32
 LOG_RATIO = 20
 UNSEEN = 4
-TOP_BLOCK = 2**18
 
 Floats = NDArray[np.float32]
 
@@ -197,8 +196,7 @@ def uses_histogram(uses: NDArray[np.uint16]) -> dict[str, tuple[int, ...]]:
 
 def top(values: Floats, count: int) -> NDArray[np.int64]:
     """int64[<= count], indices of the highest values, highest first, of equal ones the first; NaN is left out."""
-    size = max(TOP_BLOCK, count)
-    return top_of(((start, values[start : start + size]) for start in range(0, len(values), size)), count)
+    return top_of([(0, values)], count)
 
 
 def top_of(blocks: Iterable[tuple[int, Floats]], count: int) -> NDArray[np.int64]:

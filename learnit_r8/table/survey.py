@@ -197,7 +197,7 @@ class Surveyor:
             part = spread(self._size, most)
             known = {name: values[part] for name, values in known.items()}
             chosen = part if chosen is None else chosen[part]
-        evidence = self._table.read_evidence(where=ALL if chosen is None else chosen)
+        evidence = self._table.read_evidence(chosen)
         found = suspects_in(storage, known, evidence)
         self._flagged = found.indices if chosen is None else chosen[found.indices]
         return self._listed(found, known, evidence, chosen)

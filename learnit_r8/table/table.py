@@ -29,15 +29,12 @@ class SampleTable:
         num_samples: N, >= 0; 0 if the batches of a run do not say which samples they hold: then nothing is known.
         batch_size: B, >= 1; sets how fast the trend of the loss follows (half an epoch).
         estimator: How a batch mean updates its samples: "relative" (default) or "additive".
-        alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".
-            "relative" does not use it.
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
         most_ids: Most samples of a table that starts empty and grows with the ids of the user's batches, or None.
 
     Raises:
-        ValueError: a size is below 1, the estimator is unknown, alpha is outside (0, 1], or a sequence has another
-            length than N.
+        ValueError: a size is below 1, the estimator is unknown, or a sequence has another length than N.
 
     Attributes:
         storage: What is known.
@@ -52,7 +49,6 @@ class SampleTable:
         *,
         batch_size: int,
         estimator: str = "relative",
-        alpha: float | None = None,
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
         most_ids: int | None = None,
@@ -61,7 +57,7 @@ class SampleTable:
             num_samples, batch_size=batch_size, estimator=estimator, groups=groups, sample_ids=sample_ids,
             most_ids=most_ids,
         )  # fmt: skip
-        self.learner = LossLearner(self.storage, alpha=alpha)
+        self.learner = LossLearner(self.storage)
         self.lock = self.storage.lock
 
     @property
@@ -155,8 +151,8 @@ class SampleTable:
         self.learner.hand_over()
         return self.storage.read(fields, where)
 
-    def read_evidence(self, *fields: str, where: Where = ALL) -> dict[str, NDArray[Any]] | None:
-        """Copies of fields of the evidence, by default of all; None without predictions.
+    def read_evidence(self, where: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]] | None:
+        """Copies of the fields of the evidence about all samples, or int64[M] of them; None without predictions.
 
         With P labels a sample, those of all labels of each sample, one sample after the other.
         """
@@ -164,13 +160,9 @@ class SampleTable:
         records = self.storage.evidence.records
         if records is None:
             return None
-        width = len(records) // max(1, self.num_samples)
-        if width > 1:
-            if isinstance(where, slice):
-                where = slice(*(None if at is None else at * width for at in (where.start, where.stop)))
-            else:
-                where = (where[:, None] * width + np.arange(width)).reshape(-1)
-        return records.columns(fields, self.lock, where)
+        width = self.storage.evidence.num_places
+        at = ALL if where is None else (where[:, None] * width + np.arange(width)).reshape(-1)
+        return records.columns(lock=self.lock, where=at)
 
     def _columns(self) -> tuple[Columns, Columns | None]:
         """What is known of the samples, and the evidence, to be read block by block; None without predictions."""

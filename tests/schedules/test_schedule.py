@@ -136,9 +136,10 @@ def test_outcome_carries_the_next_rate():
 MISTAKES = [
     *[(lambda arguments=arguments: Warmup(**{"peak_lr": 0.1, **arguments}), ValueError, text)
       for arguments, text in (
-          ({"decay": "cosin"}, r"decay must be one of \['constant', 'cosine', 'linear'\], got 'cosin'"),
+          ({"decay": "cosin"}, r"decay must be one of \['constant', 'cosine', 'linear', 'sqrt'\], got 'cosin'"),
           ({"start": -0.1}, r"start must be in \[0, 1\], got -0\.1"),
           ({"start": 1.1}, r"start must be in \[0, 1\], got 1\.1"),
+          ({"decay_share": 0}, r"decay_proportion must leave room for the warm-up, above 0 and at most 0\.95, got 0"),
           ({"floor": None}, r"min_lr must be in \[0, initial_lr=0\.1\], got None"))],
     *[(lambda arguments=arguments: OneCycle(**arguments), ValueError, "must be")
       for arguments in ({"peak_lr": -1}, {"peak_lr": 0.1, "warmup": 2}, {"peak_lr": 0.1, "floor": 1})],

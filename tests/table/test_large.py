@@ -7,26 +7,28 @@ import numpy as np
 import pytest
 
 from learnit_r8 import SampleTable
-from learnit_r8.table import label_noise, quantiles
+from learnit_r8.table import label_noise
 from learnit_r8.table import records as blocks
 from learnit_r8.table.label_noise import find_suspects, rank
 from learnit_r8.table.losses import EXACT
-from learnit_r8.table.quantiles import top
+from learnit_r8.table.quantiles import top, top_of
 from learnit_r8.table.records import spread
 from tests.table.test_label_noise import overlapping
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 40, 500])
 @pytest.mark.parametrize("seed", range(4))
-def test_highest_values_block_by_block(count, seed, monkeypatch):
+def test_highest_values_block_by_block(count, seed):
     """Small blocks give what sorting all of them gives: equal values by their place, none that is not known."""
-    monkeypatch.setattr(quantiles, "TOP_BLOCK", 7)
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 9, 300).astype(np.float32)
     values[rng.random(300) < 0.3] = np.nan
     values[rng.integers(0, 300, 3)] = [np.inf, -np.inf, -0.0]
     known = np.flatnonzero(~np.isnan(values))
+    size = max(7, count)
+    blocks = [(start, values[start : start + size]) for start in range(0, 300, size)]
 
+    assert top(values, count).tolist() == top_of(blocks, count).tolist()
     assert top(values, count).tolist() == known[np.argsort(-values[known], kind="stable")][:count].tolist()
 
 

@@ -288,7 +288,10 @@ def read_predictions(given: Any, batch_size: int, known_classes: int) -> Predict
             f"predictions.num_classes must stay {known_classes}, as reported first, got {classes}. Call "
             "table.forget_labels() first if labels now mean something else."
         )
-    arrays = [_on_host(values) for values in given[:3]]
+    arrays = [on_host(values) for values in given[:3]]
+    for values, array in zip(given[:3], arrays, strict=True):
+        if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+            raise TypeError(f"predictions must hold real numbers, got {values!r}.")
     shape = arrays[0].shape if arrays[0].ndim == 2 and arrays[0].shape[1] else (batch_size,)
     for name, array in zip(Predictions._fields, arrays, strict=False):
         if array.shape != shape or len(array) != batch_size:
@@ -305,11 +308,10 @@ def read_predictions(given: Any, batch_size: int, known_classes: int) -> Predict
     return PredictionRows(rows, int(classes))
 
 
-def _on_host(values: Any) -> NDArray[Any]:
+def on_host(values: Any) -> NDArray[Any]:
+    """Numbers as an array; also tensors of torch, TensorFlow or JAX on any device."""
     if hasattr(values, "detach"):
         values = values.detach().cpu()
+        # numpy has no bfloat16; torch refuses to convert it.
         values = values.float() if "bfloat16" in str(values.dtype) else values
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
-        raise TypeError(f"predictions must hold real numbers, got {values!r}.")
-    return array
+    return np.asarray(values)
