@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .engine.settings import Backups as Backups
     from .engine.settings import Checkpoints as Checkpoints
+    from .engine.settings import Estimator as Estimator
     from .engine.settings import Monitor as Monitor
     from .engine.settings import OwnBatches as OwnBatches
     from .engine.settings import RateShape as RateShape
@@ -47,7 +48,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "engine.settings": (
-        "Backups", "Checkpoints", "Monitor", "OwnBatches", "RateShape", "RunDir", "SchedulerSettings",
+        "Backups", "Checkpoints", "Estimator", "Monitor", "OwnBatches", "RateShape", "RunDir", "SchedulerSettings",
         "TokenBatches",
     ),
     "engine.signals": ("Preempted",),

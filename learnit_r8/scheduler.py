@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .engine.settings import (
         Backups,
         Checkpoints,
+        Estimator,
         Monitor,
         NewGoal,
         OwnBatches,
@@ -127,7 +128,8 @@ class R8Scheduler:
             ``load_callback``, and a ``state_callback`` or a backup made before the first draw.
         policy: Which samples come next: "balanced", "quartile", "shuffle", "focus" or a `Policy`. The
             first epoch takes every sample once, shuffled, whatever the policy.
-        estimator: How a batch mean is divided among its samples: "relative" or "additive".
+        estimator: How a batch mean is divided among its samples: "relative" or "additive"; `Estimator` also says how
+            fast it learns.
         groups: N labels (classes, sources): views and loggers have the mean loss of each; if there are fewer than B,
             batches are balanced over them, too.
         sample_ids: N names to show in place of indices.
@@ -211,7 +213,7 @@ class R8Scheduler:
         initial_lr: float = 0.01, num_epochs: float | None = None, num_steps: int | None = None,
         train_duration_seconds: float | None = None, scheduler_mode: ScheduleName | Schedule | RateShape = "cosine",
         auto_find_lr: bool = False, policy: PolicyName | Policy = "balanced",
-        estimator: Literal["relative", "additive"] = "relative",
+        estimator: Literal["relative", "additive"] | Estimator = "relative",
         groups: ArrayLike | None = None, sample_ids: Sequence[Any] | None = None,
         last_batch: Literal["short", "drop", "fill"] = "short",
         save_callback: Callable[..., Any] | None = None, load_callback: Callable[..., Any] | None = None,

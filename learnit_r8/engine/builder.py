@@ -159,7 +159,7 @@ def _planned_batches(settings: Settings) -> PlannedBatches:
     batch_size = whole_number("batch_size", size, least=1, most=MAX_SAMPLES)
     seed = whole_number("seed", given["seed"], least=0, most=2**63)
     table = SampleTable(
-        num_samples, batch_size=batch_size, estimator=given["estimator"],
+        num_samples, batch_size=batch_size, estimator=settings.estimator.estimator, alpha=settings.estimator.alpha,
         groups=given["groups"], sample_ids=given["sample_ids"],
     )  # fmt: skip
     policy = get_policy(given["policy"])
@@ -210,7 +210,7 @@ def _build_buckets(settings: Settings, num_samples: int) -> Buckets | None:
 
 _OF_PLANS = {
     "batch_size": None, "lengths": None, "max_tokens": None, "policy": "balanced", "groups": None, "sample_ids": None,
-    "last_batch": "short", "estimator": "relative", "auto_find_lr": False,
+    "last_batch": "short", "estimator": "relative", "alpha": None, "auto_find_lr": False,
 }  # fmt: skip
 """Settings of batches that the scheduler draws, and their defaults."""
 

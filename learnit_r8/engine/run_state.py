@@ -159,6 +159,7 @@ def share(run: Run, group: RankGroup, resume: str | os.PathLike[str] | None = No
     group.check_same_run(
         {
             **run.source.identity(),
+            "alpha": run.source.table.learner.alpha,
             "groups": run.source.table.storage.records.whole["group"],
             "policy": run.source.policy,
             "seed": run.source.seed,

@@ -145,6 +145,20 @@ class OwnBatches:
 
 
 @dataclass(frozen=True)
+class Estimator:
+    """How the table learns losses, as ``estimator`` of `R8Scheduler`.
+
+    Args:
+        estimator: As ``estimator`` alone.
+        alpha: Weight of a new observation in the table, in (0, 1]; see `SampleTable`.
+    """
+
+    estimator: Literal["relative", "additive"] = "relative"
+    _: KW_ONLY
+    alpha: float | None = field(default=None, metadata=about(kept=IDENTITY))
+
+
+@dataclass(frozen=True)
 class Backups:
     """When backups are taken and where they are also written, as ``backup_every`` of `R8Scheduler`.
 
@@ -213,8 +227,8 @@ class RunDir:
 
 
 ARGUMENTS: Mapping[Callable[..., Any], str] = {
-    RateShape: "scheduler_mode", TokenBatches: "batch_size", OwnBatches: "batch_size", Backups: "backup_every",
-    Checkpoints: "checkpoint_every", Monitor: "monitor", RunDir: "run_dir",
+    RateShape: "scheduler_mode", TokenBatches: "batch_size", OwnBatches: "batch_size", Estimator: "estimator",
+    Backups: "backup_every", Checkpoints: "checkpoint_every", Monitor: "monitor", RunDir: "run_dir",
 }  # fmt: skip
 """The argument of `R8Scheduler` that each of them may be given as."""
 
@@ -338,7 +352,7 @@ class CommonSettings(TypedDict, total=False):
     scheduler_mode: Annotated[ScheduleName | Schedule | RateShape, about(kept=CHANGEABLE)]
     auto_find_lr: bool
     policy: Annotated[PolicyName | Policy, about(kept=IDENTITY)]
-    estimator: Annotated[Literal["relative", "additive"], about(kept=IDENTITY)]
+    estimator: Annotated[Literal["relative", "additive"] | Estimator, about(kept=IDENTITY)]
     groups: Annotated[ArrayLike | None, about(kept=IDENTITY)]
     sample_ids: Sequence[Any] | None
     last_batch: Annotated[Literal["short", "drop", "fill"], about(kept=IDENTITY)]
@@ -399,11 +413,12 @@ class Settings:
 
     Attributes:
         given: Each by its name; those that may be refined are whole.
-        shape, backups, checkpoints, monitor, run_dir: These, for those who read what refines them.
+        shape, estimator, backups, checkpoints, monitor, run_dir: These, for those who read what refines them.
     """
 
     given: AllSettings
     shape: RateShape
+    estimator: Estimator
     backups: Backups
     checkpoints: Checkpoints
     monitor: Monitor
@@ -417,7 +432,7 @@ class Settings:
             check_flag(name, given[name])
         for name in ("checkpoint_dir", "resume"):
             given[name] = at_home(given[name])
-        refined = ("scheduler_mode", "backup_every", "checkpoint_every", "monitor", "run_dir")
+        refined = ("scheduler_mode", "estimator", "backup_every", "checkpoint_every", "monitor", "run_dir")
         return cls(given, *(given[name] for name in refined))
 
     def items(self) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import is_number
 from .losses import EXACT, WHOLE_BATCH
 from .records import LARGEST_LOSS, count_use
 
@@ -184,7 +185,7 @@ class ReportHolder(Protocol):
 
 
 EXACT_ALPHA, ADDITIVE_ALPHA = 0.5, 0.1
-"""Weights of a new observation, for the loss of a sample and for the mean of a batch."""
+"""Default weights of a new observation, for the loss of a sample and for the mean of a batch."""
 
 
 class LossLearner:
@@ -192,10 +193,18 @@ class LossLearner:
 
     Args:
         storage: What it learns into.
+        alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".
+            "relative" does not use it.
+
+    Raises:
+        ValueError: alpha is outside (0, 1].
     """
 
-    def __init__(self, storage: SampleStorage) -> None:
+    def __init__(self, storage: SampleStorage, *, alpha: float | None = None) -> None:
+        if alpha is not None and not (is_number(alpha) and 0 < alpha <= 1):
+            raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
         self.storage = storage
+        self.alpha = alpha
         self._holder: ReportHolder | None = None
 
     def hold_back(self, holder: ReportHolder) -> None:
@@ -281,11 +290,11 @@ class LossLearner:
 
         Source: regression to the mean, cross-validated; measured in benchmarks/incidents.py, row "one_nan".
         """
-        records = records[records["usage_count"] > 1]
-        if self.storage.part_size != EXACT or len(records) < LEAST_WORTH:
+        alpha, records = EXACT_ALPHA if self.alpha is None else self.alpha, records[records["usage_count"] > 1]
+        if self.storage.part_size != EXACT or len(records) < LEAST_WORTH or alpha == 1:
             return 0.0
         last = records["last"].astype(np.float64)
-        weight = np.maximum(EXACT_ALPHA, 1 / records["usage_count"].astype(np.float64))
+        weight = np.maximum(alpha, 1 / records["usage_count"].astype(np.float64))
         before = (records["loss"] - weight * last) / (1 - weight)
         lowest = before <= np.sort(before)[len(before) // 4]
         promised, kept = before.mean() - before[lowest].mean(), last.mean() - last[lowest].mean()
@@ -322,13 +331,15 @@ class LossLearner:
             num_seen += len(seen) - int(np.count_nonzero(seen))
         count = count_use(records)
         if sizes is None:
+            alpha = EXACT_ALPHA if self.alpha is None else self.alpha
             observed = means.astype(np.float32)
-            records["loss"] = moving_average(records["loss"], observed, count, EXACT_ALPHA)
+            records["loss"] = moving_average(records["loss"], observed, count, alpha)
         else:
             observed, estimate = np.repeat(means.astype(np.float32), sizes), records["loss"]
             if storage.estimator == "additive":
+                alpha = ADDITIVE_ALPHA if self.alpha is None else self.alpha
                 known = np.ones(len(estimate), bool) if seen is None else seen
-                records["loss"] = additive(estimate, known, means, sizes, ADDITIVE_ALPHA)
+                records["loss"] = additive(estimate, known, means, sizes, alpha)
             elif storage.are_offsets:
                 records["loss"] = offset(estimate, means, trend, sizes)
             else:

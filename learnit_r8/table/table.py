@@ -29,12 +29,15 @@ class SampleTable:
         num_samples: N, >= 0; 0 if the batches of a run do not say which samples they hold: then nothing is known.
         batch_size: B, >= 1; sets how fast the trend of the loss follows (half an epoch).
         estimator: How a batch mean updates its samples: "relative" (default) or "additive".
+        alpha: Weight of a new observation, in (0, 1]; by default 0.5 for per-sample losses and 0.1 for "additive".
+            "relative" does not use it.
         groups: Sequence of N labels (classes), or None.
         sample_ids: Sequence of N names to show in place of indices, or None.
         most_ids: Most samples of a table that starts empty and grows with the ids of the user's batches, or None.
 
     Raises:
-        ValueError: a size is below 1, the estimator is unknown, or a sequence has another length than N.
+        ValueError: a size is below 1, the estimator is unknown, alpha is outside (0, 1], or a sequence has another
+            length than N.
 
     Attributes:
         storage: What is known.
@@ -49,6 +52,7 @@ class SampleTable:
         *,
         batch_size: int,
         estimator: str = "relative",
+        alpha: float | None = None,
         groups: ArrayLike | None = None,
         sample_ids: Sequence[Any] | None = None,
         most_ids: int | None = None,
@@ -57,7 +61,7 @@ class SampleTable:
             num_samples, batch_size=batch_size, estimator=estimator, groups=groups, sample_ids=sample_ids,
             most_ids=most_ids,
         )  # fmt: skip
-        self.learner = LossLearner(self.storage)
+        self.learner = LossLearner(self.storage, alpha=alpha)
         self.lock = self.storage.lock
 
     @property

@@ -63,6 +63,8 @@ TABLE = [
     *each("policy", (Policy, None), "policy must be a name or a Policy, got", TypeError),
     ({"estimator": "relativ"}, ValueError, r"estimator must be one of \['additive', 'relative'\], got"),
     ({"estimator": None}, ValueError, "estimator must be one of"),
+    *each("alpha", (0, -0.1, 1.1, NAN), r"alpha must be in \(0, 1\], got"),
+    ({"alpha": "0.1"}, (TypeError, ValueError), r"alpha must be in \(0, 1\], got"),
     ({"groups": [0, 1]}, ValueError, r"groups must have shape \(12,\), one label per sample, got \(2,\)"),
     ({"groups": [[0]] * 12}, ValueError, r"groups must have shape \(12,\), one label per sample, got \(12, 1\)"),
     ({"sample_ids": ["a"]}, ValueError, "sample_ids must have num_samples=12 entries, got 1"),
@@ -200,7 +202,7 @@ def test_what_is_suggested_is_there():
 EDGES = [
     {"num_epochs": 1}, {"num_epochs": 0.5}, {"num_epochs": np.float64(1.5)}, {"num_epochs": None, "num_steps": 1},
     {"num_epochs": None, "num_steps": np.int64(3)}, {"initial_lr": 1}, {"initial_lr": np.float32(0.5)},
-    {"min_lr": 0.01}, {"warmup_proportion": 0}, {"warmup_proportion": 1}, {"groups": np.arange(12) % 3},
+    {"min_lr": 0.01}, {"warmup_proportion": 0}, {"warmup_proportion": 1}, {"alpha": 1}, {"groups": np.arange(12) % 3},
     {"groups": ["cat", "dog"] * 6}, {"sample_ids": [f"{i}.png" for i in range(12)]}, {"batch_size": 100},
     {"keep_checkpoints": 1}, {"seed": 2**63}, {"seed": np.uint8(3)},
     {"num_samples": np.int64(12), "batch_size": np.int32(4)},

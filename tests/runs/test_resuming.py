@@ -163,6 +163,7 @@ HALVES = np.arange(20) % 2
         ({}, {"policy": "quartile"}, "policy is 'quartile'"),
         ({}, {"groups": [0, 1] * 10}, "groups is 20 labels with the digest .*, it was None"),
         ({}, {"recovery": Recovery(trust_steps=9)}, "recovery is .*trust_steps=9.*it was .*trust_steps=32"),
+        ({}, {"alpha": 0.3}, "alpha is 0.3, it was None"),
         (
             {"policy": even_groups(Own()), "groups": HALVES},
             {"policy": even_groups(Own(), exponent=0.25), "groups": HALVES},
@@ -172,7 +173,7 @@ HALVES = np.arange(20) % 2
     ],
 )
 def test_changed_identity_causes_a_warning(tmp_path, before, other, text):
-    """A resumed run with another policy, groups or recovery uses those and warns of each; its seed is kept."""
+    """A resumed run with another policy, groups, recovery or alpha uses those and warns of each; its seed is kept."""
     interrupted(tmp_path, 3, **before)
     said = (
         "keeps the seed of the saved one, 3" if text == "seed" else f"the resumed run is configured differently: {text}"

@@ -23,8 +23,8 @@ def is_out(chunk, slot):
 class SlowTable:
     """A slow table that learns sample by sample and step by step, in float64."""
 
-    def __init__(self, num_samples, batch_size, estimator):
-        self.batch_size, self.estimator = batch_size, estimator
+    def __init__(self, num_samples, batch_size, estimator, alpha):
+        self.batch_size, self.estimator, self.alpha = batch_size, estimator, alpha
         self.value = np.zeros(num_samples)
         self.last, self.mean = np.full(num_samples, np.nan), np.zeros(num_samples)
         self.uses = np.zeros(num_samples, int)
@@ -49,11 +49,11 @@ class SlowTable:
     def moved(self, part, mean, trend, part_size):
         old, seen = self.value[part], self.uses[part] > 0
         if part_size == 1:
-            weight = max(0.5, 1 / (self.uses[part[0]] + 1))
+            weight = max(self.alpha or 0.5, 1 / (self.uses[part[0]] + 1))
             return mean if not seen[0] else old + weight * (mean - old)
         if self.estimator == "additive":
             surprise = mean - old[seen].mean() if seen.any() else 0.0
-            return np.where(seen, old + 0.1 * surprise, mean)
+            return np.where(seen, old + (self.alpha or 0.1) * surprise, mean)
         if self.offsets:
             return old + (mean - trend) - old.mean()
         share = np.where(seen, old, 1.0)
@@ -72,15 +72,16 @@ class SlowTable:
     size=st.tuples(st.integers(1, 60), st.integers(1, 12)),
     part_size=st.sampled_from([None, 1, 2, 3, 5, 20]),
     estimator=st.sampled_from(["relative", "additive"]),
+    alpha=st.sampled_from([None, 0.3, 1.0]),
     falls_below_zero=st.booleans(),
     last_batch=st.sampled_from(["short", "fill"]),
     seed=st.integers(0, 999),
 )
-def test_equals_learning_step_by_step(size, part_size, estimator, falls_below_zero, last_batch, seed):
+def test_equals_learning_step_by_step(size, part_size, estimator, alpha, falls_below_zero, last_batch, seed):
     """Chunks learn the same as a slow table step by step, in any order, with refusals, abandoned batches and reads."""
     num_samples, batch_size = size
-    table, plan = build(*size, Balanced(), seed=seed, last_batch=last_batch, estimator=estimator)
-    slow, rng = SlowTable(*size, estimator), np.random.Generator(np.random.SFC64(seed))
+    table, plan = build(*size, Balanced(), seed=seed, last_batch=last_batch, estimator=estimator, alpha=alpha)
+    slow, rng = SlowTable(*size, estimator, alpha), np.random.Generator(np.random.SFC64(seed))
     kind = 1 if batch_size == 1 else part_size
     reports = 0
     for number in range(3):
@@ -120,7 +121,7 @@ def test_equals_learning_step_by_step(size, part_size, estimator, falls_below_ze
 def test_losses_may_turn_negative_at_any_report(turns_at, part_size):
     """A planned chunk's copies of records follow the table when losses first turn negative."""
     table, plan = build(12, 4, Shuffle())
-    slow = SlowTable(12, 4, "relative")
+    slow = SlowTable(12, 4, "relative", None)
     for step in range(12):
         if step % 3 == 0:
             plan.start_pass(step // 3, 0.0)

@@ -40,7 +40,7 @@ def test_begins_with_nothing():
 
 
 def test_exact_losses_by_hand():
-    """An exact loss moves the estimate halfway from the second visit on; the mean is over all visits."""
+    """An exact loss moves the estimate halfway, or by alpha, from the second visit on; the mean is over all visits."""
     table = SampleTable(2, batch_size=2)
     for losses in ([4.0, 1.0], [2.0, 1.0], [5.0, 1.0]):
         tell(table, [0, 1], losses)
@@ -49,6 +49,10 @@ def test_exact_losses_by_hand():
     assert table.last.tolist() == [5.0, 1.0]
     np.testing.assert_allclose(table.mean, [11 / 3, 1.0])
     assert table.usage_count.tolist() == [3, 3]
+    table = SampleTable(1, batch_size=1, alpha=1.0)
+    for loss in (8.0, 2.0):
+        tell(table, [0], [loss])
+    assert table.loss.tolist() == [2.0]
 
 
 @pytest.mark.parametrize("part_size", [EXACT, WHOLE_BATCH])

@@ -632,7 +632,7 @@ MISTAKES = [
      r"lr is the scheduler's own unless scheduler_mode='keep', got lr=0\.1"),
     *[(lambda name=name, value=value: built(num_steps=3, **{name: value}), ValueError, f"{name} needs num_samples")
       for name, value in (
-          ("batch_size", 4), ("policy", "focus"), ("groups", [0, 1]), ("last_batch", "drop"),
+          ("batch_size", 4), ("policy", "focus"), ("groups", [0, 1]), ("last_batch", "drop"), ("alpha", 0.5),
           ("sample_ids", ["a"]), ("estimator", "additive"), ("auto_find_lr", True))],
     (lambda: built(10, num_epochs=1, batch_size=OwnBatches(keep_witness=False)), ValueError,
      r"batch_size must be a number or TokenBatches\(...\) with num_samples"),
