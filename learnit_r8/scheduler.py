@@ -65,11 +65,6 @@ OTHER_NAMES = {
     "get_lr": "The rate is r8.lr.",
     "learning_rate": "The rate is r8.lr.",
     "epoch": "It is r8.current_epoch.",
-    "is_stopped": "It is r8.pace.is_stopped.",
-    "next_step": "It is r8.pace.next_step.",
-    "seed": "It is r8.host.seed.",
-    "keeps_rates": "It is r8.host.rates.are_own.",
-    "tell_rate": "Give the rate with the loss, update_with_loss(loss, lr=lr), or call r8.host.rates.tell(lr).",
     "suspects": "It is r8.table.suspects().",
     "save": "It is r8.save_checkpoint().",
     "epochs": "Loop over epochs: for epoch in r8.epoch_iterator().",
@@ -77,7 +72,7 @@ OTHER_NAMES = {
     "train": "The loop stays yours: for epoch in r8.epoch_iterator().",
     "fit": "The loop stays yours: for epoch in r8.epoch_iterator().",
 }
-"""What to say of names that schedulers and trainers of other libraries have, and of those that have moved."""
+"""What to say of names that schedulers and trainers of other libraries have."""
 
 EPOCH_AS_STEP = (
     "log(step={}) was called at step {}: it looks like the number of the epoch, where steps are counted, so no best "
@@ -435,8 +430,7 @@ class R8Scheduler:
             ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
                 return
-            if ticket.weights is not None:
-                refuse_weights(self.policy, ticket)
+            refuse_weights(self.policy, ticket)
             try:
                 yield ticket.indices, ticket.lr
             except GeneratorExit:

@@ -588,8 +588,6 @@ class Engine:
 
     def give_up(self, ticket: Ticket, *, on_purpose: bool = False) -> None:
         """Give up a batch that will not be reported; see `R8Scheduler.give_up`."""
-        if not ticket.is_out:
-            return
         with self.turns.take("give_up", self.pace.step) as turn:
             if not ticket.is_out:
                 return

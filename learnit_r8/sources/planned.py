@@ -207,8 +207,6 @@ class PlannedBatches:
         """
         if self.returned:
             return self._drawn_again(self.returned.popleft())
-        if self.pass_number < 0:
-            raise RuntimeError(f"next() needs a pass, got pass_number={self.pass_number}; call start_pass() first.")
         if self.chunk.drawn == self.limit:
             if self.chunk.drawn == self._last_drawn:
                 ahead = self.look_ahead() if ahead is None else ahead

@@ -339,9 +339,7 @@ class Feed:
         else:
             item = source.fetch(_NONE)
         engine.data_seconds += engine.clock() - began
-        size = None if item is _NONE else measure.of(item)
-        if engine.agreement.ranks is not None:
-            size = self.meet(size)
+        size = self.meet(None if item is _NONE else measure.of(item))
         if size is None:
             return _NONE
         began = engine.clock()
