@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -61,22 +61,19 @@ def running(function: Callable[..., Any]) -> Scope:
     """
     code = function.__code__
 
-    def is_running(frame: FrameType | None) -> bool:
-        while frame is not None and frame.f_code is not code:
-            frame = frame.f_back
-        return frame is not None
-
-    return is_running
+    return lambda frame: any(each.f_code is code for each in _stack_of(frame))
 
 
 def is_inside(frame: FrameType | None) -> bool:
     """Whether a frame is of this package, or of a function of the user that it has called."""
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name.startswith(f"{_PACKAGE}.") and not name.startswith(_PROGRAMS):
-            return True
-        frame = frame.f_back
-    return False
+    names = (each.f_globals.get("__name__", "") for each in _stack_of(frame))
+    return any(name.startswith(f"{_PACKAGE}.") and not name.startswith(_PROGRAMS) for name in names)
+
+
+def _stack_of(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that have called it."""
+    # Of None, walk_stack() would begin with the present frame.
+    return (each for each, _ in traceback.walk_stack(frame)) if frame is not None else iter(())
 
 
 class SignalWatch:
