@@ -164,11 +164,8 @@ class Chunk:
         reported = states == REPORTED
         if not reported.any():
             return
-        members, sizes = self.members, self._sizes
-        reports, trends = self.reports, np.array(self.trends)
-        if not reported.all():
-            members = members[np.repeat(reported, sizes)]
-            reports, sizes, trends = list(itertools.compress(reports, reported)), sizes[reported], trends[reported]
+        members, sizes = self.members[np.repeat(reported, self._sizes)], self._sizes[reported]
+        reports, trends = list(itertools.compress(self.reports, reported)), np.array(self.trends)[reported]
         if self.weights is not None and (self.weights != 1).any():
             self.table.storage.note_weights()
         # None where each part is one sample.

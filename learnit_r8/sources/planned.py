@@ -297,8 +297,6 @@ class PlannedBatches:
         chunk.reports[slot] = means
         if predictions is not None:
             chunk.predictions[slot] = predictions.rows
-        elif chunk.predictions:
-            chunk.predictions.pop(slot, None)
         chunk.trends[slot] = trend
         chunk.states[slot] = REPORTED
         if chunk.is_late or (predictions is not None and predictions.num_places > 1):
