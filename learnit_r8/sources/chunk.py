@@ -311,6 +311,9 @@ class FollowedChunk:
         """What `FollowedBatches.again` takes: the item; None if it is not kept."""
         return self.item
 
+    def restore_view(self, slot: int) -> None:
+        """Do nothing: its indices are not the user's to change."""
+
     def shares_of(self, slot: int, count: int) -> tuple[float, ...]:
         """Unknown."""
         return ()

@@ -34,7 +34,7 @@ OWN_STATE = (
 )
 
 LOUD_SECONDS = 2.0
-"""Seconds of drawing and dropping after which it reports its progress."""
+"""Seconds of drawing and dropping after which it reports its progress, and again whenever they have doubled."""
 
 HOLDERS = ("", "sampler", "batch_sampler", "batch_sampler.sampler", "dataset")
 """Where to look in a loader for its own random generator."""
@@ -386,7 +386,7 @@ def drop(
     Raises:
         ValueError: it ended before.
     """
-    began, said = time.perf_counter(), 0.0
+    began, took, said = time.perf_counter(), 0.0, 0.0
     for number in range(count):
         if number == count - 1 and before is not None:
             set_random_state(before)
@@ -398,21 +398,14 @@ def drop(
                 f"that ends after {number}; to start over, give resume_data='start'."
             ) from None
         took = time.perf_counter() - began
-        if took - said > LOUD_SECONDS:
+        if took > max(LOUD_SECONDS, 2 * said):
             said = took
             left = took / (number + 1) * (count - number - 1)
-            _show(f"resuming: {number + 1} of {count} batches skipped, {left:.0f} s left")
+            print(f"resuming: {number + 1} of {count} batches skipped, {left:.0f} s left", file=sys.stderr, flush=True)
     if said:
-        _show(f"resuming: {count} batches skipped in {time.perf_counter() - began:.0f} s", end="\n")
+        print(f"resuming: {count} batches skipped in {took:.0f} s", file=sys.stderr, flush=True)
     if count:
         announcer.note_once(
             "passed over", f"{count} batches were drawn from the loader and skipped, to go on where the run was."
         )
     return batches
-
-
-def _show(text: str, end: str = "") -> None:
-    if sys.stderr is not None and sys.stderr.isatty():
-        print(f"\r{text}", end=end, file=sys.stderr, flush=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
