@@ -272,8 +272,8 @@ class Progress(SavedFields):
     def is_calm(self, updates: int) -> bool:
         """Whether no loss before damage was high, in at least ``CALM`` updates since a restore.
 
-        Updates that are too large show in the losses, far above those of the untrained model and all before them, before
-        nothing is finite.
+        Updates that are too large show in the losses before nothing is finite: far above those of the untrained model
+        and all others, which differ where batches do.
         """
         before = [*self.recent][:-CALM]
         if self.untrained > 0:

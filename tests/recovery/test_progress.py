@@ -236,7 +236,7 @@ def test_wild_losses_that_jumped_are_looked_into_though_one_of_eight_is_low(lows
 
 @pytest.mark.parametrize(("last", "is_calm"), [([60.0], True), ([0.1, 60.0, 0.2, 0.3], True), ([0.1, 1e4], False)])
 def test_a_high_loss_among_others_announces_no_damage(last, is_calm):
-    """Batches may differ much, and the untrained loss be that of easy ones; updates that are too large go far beyond."""
+    """The untrained loss may be that of easy batches; where updates are too large, one goes far beyond all others."""
     progress = after([0.1, 0.3, 50.0, 2.0, 0.2, 0.4, 8.0, 0.3] * 4 + last, record=0.1)
 
     assert progress.untrained == 0.2
