@@ -19,8 +19,8 @@ from .backups import Backup, median_of
 from .cause import INPUT, UNSEEN, UPDATE
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
-from .progress import EARLY_UPDATES
-from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_TRIAL, RecoveryState
+from .progress import CALM, EARLY_UPDATES
+from .state import DIVISOR, EARLY_DIVISOR, LASTING_DIVISOR, LEAST_FUSE, LEAST_TRIAL, RecoveryState
 
 LOWEST_SHARE = 2**-12
 """Least share of the scheduled rate that a ceiling leaves after the first steps."""
@@ -187,8 +187,12 @@ class Remedies:
         is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
         # Where no trained state is better than the untrained one, no update at this rate was any good.
         is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and not backup.updates)
-        # A sample of NaN whose loss does not show it damages healthy weights in each epoch again; the user's rate held.
-        is_calm = alarm is Alarm.NOT_FINITE and limit.is_share and lineage.progress.is_calm(lineage.since_restore)
+        # A sample of NaN damages healthy weights in each epoch again where its step is taken before its loss is
+        # reported, or where the loss does not show it. Another one may follow the first at once; at a rate that is too
+        # high from the start no state is old.
+        is_first = lineage.num_restores == 1 and lineage.since >= LEAST_FUSE
+        since = CALM if is_first else lineage.since_restore
+        is_calm = alarm is Alarm.NOT_FINITE and lineage.progress.is_calm(since)
         why = ""
         if (is_relapse and not (is_calm or lineage.was_calm) and not lineage.num_older) or is_rate:
             # Of weights that are damaged before any update is made, the updates are not the cause.

@@ -13,6 +13,7 @@ import numpy as np
 from .. import events
 from ..events.bus import Announcer
 from ..events.incident import MOST_FINDINGS, Incident
+from ..guard.verdict import Verdict
 from .backups import Backup, RunningVariances, median_of
 from .progress import LOOK_EVERY, Progress
 from .rate_limit import NormLimit, RateLimit
@@ -47,6 +48,16 @@ healthy."""
 
 BROKEN = 50
 """Batches of the last hundred that must be refused for the data to be called broken."""
+
+MANY_HIGH, RARELY_HIGH = 8, 0.004
+"""Batches left out for their high losses alone, and their share of the steps, from which they are probably a kind of
+their own, as those of another task."""
+
+ALWAYS_LEFT_OUT = (
+    "{} batches were left out for their high losses, the last at step {:,}, and the weights were healthy each time. If "
+    "something is to be learned from them, as from another task or rare data, bring their losses to the scale of the "
+    'others, or give guard="finite".'
+)
 
 WARY_STEPS = 1024
 """Steps after a refused batch in which another one is expected, as of one bad sample in each epoch: several processes
@@ -433,6 +444,7 @@ class IncidentLog(SavedFields):
         num_transient: Steps that were not finite, and finite when they were computed once more.
         kinds: How many incidents of each kind have ended in which a loss was refused or the model restored, and what
             was found in the last one.
+        num_high: Batches refused for their high losses alone, where no state was put back.
     """
 
     announcer: Announcer = field(metadata=NOT_SAVED)
@@ -441,6 +453,7 @@ class IncidentLog(SavedFields):
     num_probes: int = 0
     num_transient: int = 0
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict, metadata=NOT_SAVED)
+    num_high: int = 0
 
     def open(self, step: int, reason: str, kind: str = "") -> Incident:
         """The incident under way, or a new one."""
@@ -478,6 +491,10 @@ class IncidentLog(SavedFields):
                 kind = incident.kind or incident.reason
                 text = incident.with_cause(f"{incident.place}: {incident.conclusion[:-1]}")
                 self.kinds[kind] = self.kinds.get(kind, (0, ""))[0] + 1, text
+            if incident.kind == Verdict.SPIKE.value and not incident.num_restored:
+                self.num_high += incident.num_refused
+                if self.num_high >= max(MANY_HIGH, RARELY_HIGH * incident.step):
+                    self.announcer.warn_once("always left out", ALWAYS_LEFT_OUT.format(self.num_high, incident.step))
             self.announcer.tell(events.IncidentEnded, text=incident.conclusion)
 
     def summary(self, *, is_over: bool) -> list[str]:

@@ -277,6 +277,32 @@ def test_bad_batches_among_uneven_ones_leave_the_users_rate_alone(seed, has_batc
 
 
 @RESTORED
+@pytest.mark.filterwarnings("ignore:.*quarantine", "ignore:.*no longer drawn")
+@pytest.mark.parametrize("seed", [5, 6, 8, 21])
+@pytest.mark.parametrize("is_own", [False, True], ids=["planned", "own"])
+def test_a_sample_of_nan_whose_step_comes_before_its_report_leaves_the_rate_alone(is_own, seed):
+    """The step damages healthy weights at each visit, and again soon after a restore; its losses were calm before."""
+    task, heard, dice = ToyTask(640), record_events(), np.random.default_rng(seed)
+    task.inputs[123] = NAN
+    batches = {} if is_own else {"num_samples": 640, "batch_size": 32, "initial_lr": 0.05, "seed": seed}
+    r8 = R8Scheduler(
+        num_epochs=8, scheduler_mode="keep" if is_own else "constant", state_callback=task.state,
+        load_callback=task.load, listeners=[heard], handle_signals=False, **batches,
+    )  # fmt: skip
+    for _ in r8.epoch_iterator():
+        own = r8.batches(dice.permutation(640).reshape(20, 32)) if is_own else (pair[0] for pair in r8.batch_iterator())
+        for batch in own:
+            loss = task.losses(batch).mean()
+            task.step(0.05 * r8.lr_factor if is_own else r8.lr)
+            r8.update_with_loss(loss)
+    r8.close()
+
+    assert heard.of(events.RolledBack)
+    assert not heard.of(events.LrCapped)
+    assert "updates are probably too large" not in r8.summary()
+
+
+@RESTORED
 @pytest.mark.parametrize("seed", [11, 21, 48])
 def test_a_batch_that_damages_statistics_with_a_good_loss_takes_no_weights_back(seed):
     """Each of its visits puts the statistics back; healthy weights went back further each time, to the start."""

@@ -164,3 +164,18 @@ def test_an_outcome_holds_the_rate_that_was_told(samples):
 
     assert rates[0] == (0.03, 0.03)
     assert all(lr == now <= 0.03 for lr, now in rates)
+
+
+@pytest.mark.parametrize(("every", "is_said"), [(20, True), (0, False)])
+def test_batches_that_are_always_left_out_are_told_of(every, is_said):
+    """Whoever trains on two tasks, one of which has losses a thousand times as high, learns that it is left out."""
+
+    def shape(loss, step):
+        return 1000 * loss if every and step % every == every // 2 else loss
+
+    _, heard, _ = train(lambda step: 0.1, shape=shape)
+
+    said = [event.text for event in heard if type(event).__name__ == "Notice" and event.is_warning]
+    assert [text.startswith("8 batches were left out for their high losses, the last at") for text in said] == (
+        [True] if is_said else []
+    )
