@@ -301,6 +301,9 @@ class Live:
     Args:
         requests: Takes the requests of keys: stop, save, pause.
         folder: The run folder, for ``output.log`` (printed text) and exports; "" for none.
+
+    Attributes:
+        wants_surveys: Whether there will be a screen; plain lines do not show surveys.
     """
 
     is_on_terminal = True
@@ -315,18 +318,11 @@ class Live:
         wants_view = os.environ.get("R8_UI") != "plain" and not launcher.rank_of()
         self._is_screen_off = False
         self._is_in_notebook = wants_view and is_notebook()
+        self.wants_surveys = self._is_in_notebook or not why_plain()
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event. On the training thread: no drawing, no waiting."""
         self._tell(event)
-
-    @property
-    def wants_surveys(self) -> bool:
-        """Whether there is or will be a screen; plain lines do not show surveys.
-
-        The scheduler asks when it adds the listener, before the screen opens.
-        """
-        return self._session.is_on or self._is_in_notebook or not why_plain()
 
     def _wait_for_start(self, event: events.Event) -> None:
         self._early.append(event)

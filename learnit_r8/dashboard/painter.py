@@ -34,10 +34,6 @@ KEY_SECONDS = 0.05
 CPU_SHARE = 0.006
 """Share of one core that drawing may take; expensive frames are drawn less often."""
 
-HARD_SHARE = 0.01
-"""Upper limit of that share, however long the next frame has to wait."""
-
-LONGEST_WAIT = 2.0
 TOUCH_SECONDS = 10.0
 SAID_SECONDS = 5.0
 LEAVE_SECONDS = 1.0
@@ -231,7 +227,7 @@ class Painter:
         screen.paint(self.lines)
         self._last_draw = now
         cost = self._cost(now)
-        self._next_draw = now + max(FRAME_SECONDS, min(cost / CPU_SHARE, LONGEST_WAIT), cost / HARD_SHARE)
+        self._next_draw = now + max(FRAME_SECONDS, cost / CPU_SHARE)
 
     def _cost(self, now: float) -> float:
         """Median CPU seconds of a frame, counted from the frame before."""

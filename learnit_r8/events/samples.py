@@ -26,8 +26,6 @@ class SamplesSurveyed(Event):
         share: Share of the seen samples in each.
         uses: Mean number of times its samples were learned from.
         batch_share: Share of the last batch in each quarter that it was planned with; empty if unknown.
-        flow: 16 numbers, row by row: share of the samples that were in quartile i and are in quartile j now, of
-            all seen both times, since the end of the epoch before the last; empty before.
         loss_range: Lowest and highest loss of the histogram.
         loss_is_log: Whether its bins are of equal ratio, not of equal width.
         loss_counts: Samples in its bins; the first holds those below and the last those above, too.
@@ -67,7 +65,6 @@ class SamplesSurveyed(Event):
     share: tuple[float, ...]
     uses: tuple[float, ...]
     batch_share: tuple[float, ...]
-    flow: tuple[float, ...]
     loss_range: tuple[float, ...]
     loss_is_log: bool
     loss_counts: tuple[int, ...]

@@ -48,8 +48,6 @@ def ask(folder: Path, kind: str, *, length: str | None = None, until: str | None
         ValueError: an argument cannot be used, or no process runs there that could read it.
         OSError: the folder cannot be written to.
     """
-    if kind not in KINDS:
-        raise ValueError(f"a request must be one of {KINDS}, got {kind!r}.")
     if kind != "cool-down" and (length is not None or until is not None):
         raise ValueError(f"a length or a time is for a cool-down only, got {length or until!r} with {kind!r}.")
     if length is not None and until is not None:

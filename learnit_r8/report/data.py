@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import repeat
@@ -25,20 +24,6 @@ from ..table.labels.suspects import Suspects
 LISTED = 30
 MOST_SUSPECTS = 1000
 IN_GALLERY = 48
-
-
-class DataMap(NamedTuple):
-    """Mean and variation of every sample: of its margin over all visits, or of its loss over the kept epochs.
-
-    Attributes:
-        mean: float32[N], mean margin, or mean of the last observation of each epoch; NaN where there are none.
-        spread: float32[N], standard deviation of these.
-        num_epochs: Number of epochs compared; 0 for margins.
-    """
-
-    mean: NDArray[np.float32]
-    spread: NDArray[np.float32]
-    num_epochs: int = 0
 
 
 class Row(NamedTuple):
@@ -84,7 +69,6 @@ class SamplesData(NamedTuple):
             exact.
         confusion: The suspects by label given and suggested; None where no label is suggested.
         overview: How every sample was learnt; None without predictions.
-        data_map: None without predictions and without at least two samples files.
     """
 
     newest: Samples
@@ -96,7 +80,6 @@ class SamplesData(NamedTuple):
     ranked: Sequence[Row] = ()
     confusion: Confusion | None = None
     overview: Overview | None = None
-    data_map: DataMap | None = None
 
     @classmethod
     def of(cls, files: Sequence[Samples], precision: float) -> SamplesData:
@@ -117,7 +100,6 @@ class SamplesData(NamedTuple):
             confusion=confusion_of(map(label_text, given), map(label_text, suggested)),
             ranked=data.rows(ranked[:IN_GALLERY]) if samples.is_exact else (),
             overview=overview if overview.is_known else None,
-            data_map=_data_map(overview, data.history),
         )
 
     def rows(self, chosen: NDArray[np.int64]) -> list[Row]:
@@ -188,19 +170,6 @@ def _readable(folder: Path, notes: list[str]) -> list[Samples]:
 def label_text(label: object) -> str:
     """A label as text; "" for None."""
     return "" if label is None else str(label)
-
-
-def _data_map(overview: Overview, last: NDArray[np.float32]) -> DataMap | None:
-    if overview.is_known:
-        return DataMap(overview.margin, overview.variability)
-    if len(last) < 2:
-        return None
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # numpy warns of samples that were never seen.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        # In float64, as squares of large losses overflow.
-        mean, spread = (find(last, axis=0, dtype=np.float64) for find in (np.nanmean, np.nanstd))
-        return DataMap(np.asarray(mean, np.float32), np.asarray(spread, np.float32), len(last))
 
 
 MOST_CONFUSED = 12

@@ -266,7 +266,7 @@ function map(spec) {
     y: y.start - (row + 1) * tall, width: wide + .2, height: tall + .2, "fill-opacity": shade}));
   for (const [name, along, up] of spec.circles) parts.push(shape("circle", {class: "suspect", cx: x.at(Math.min(along, x.high)),
     cy: y.at(Math.min(Math.max(up, y.low), y.high)), r: 2.6}, shape("title", {}, `${name}: mean ${number(up)}, varies by ${number(along)}`)));
-  parts.push(shape("text", {x: x.start + 6, y: 22}, `mean ${spec.of}`), shape("text", {x: x.end, y: high - 36, "text-anchor": "end"}, "how much it varies"));
+  parts.push(shape("text", {x: x.start + 6, y: 22}, "mean margin"), shape("text", {x: x.end, y: high - 36, "text-anchor": "end"}, "how much it varies"));
   const lists = html("div", {});
   for (const one of spec.regions) {
     const [left, up, w, h] = one.box, list = html("div", {hidden: ""}, html("p", {class: "note"}, one.words, ". ",

@@ -17,7 +17,7 @@ from ..events.text import clean, number, share
 from ..journal.samples import verdict_text
 from ..table.labels.overview import Overview
 from ..table.quantiles import top
-from .data import Confusion, DataMap, Row, SamplesData, confusion_of, label_text
+from .data import Confusion, Row, SamplesData, confusion_of, label_text
 from .document import Data, bars, chart, curve, document, known, section, table
 
 SIDE = 96
@@ -278,12 +278,13 @@ class Region(NamedTuple):
     indices: NDArray[np.int64]
 
 
-def regions_of(data_map: DataMap) -> Iterator[Region]:
+def regions_of(overview: Overview) -> Iterator[Region]:
     """The regions that hold any samples; the outermost reach to infinity."""
-    known = np.flatnonzero(np.isfinite(data_map.mean) & np.isfinite(data_map.spread))
-    known = known[np.argsort(-data_map.mean[known], kind="stable")]
+    known = np.flatnonzero(np.isfinite(overview.margin) & np.isfinite(overview.variability))
+    known = known[np.argsort(-overview.margin[known], kind="stable")]
     ends, places = [], []
-    for values, (low, high), count in zip((data_map.spread, data_map.mean), _ranges(data_map), GRID, strict=True):
+    axes = (overview.variability, overview.margin)
+    for values, (low, high), count in zip(axes, _ranges(overview), GRID, strict=True):
         # As wide as the numbers that they part.
         inner = np.linspace(low, high, count + 1)[1:-1].astype(values.dtype)
         places.append(np.searchsorted(inner, values[known], side="right"))
@@ -296,32 +297,30 @@ def regions_of(data_map: DataMap) -> Iterator[Region]:
             yield Region(spans[0], spans[1], box, indices)
 
 
-def _ranges(data_map: DataMap) -> tuple[tuple[float, float], tuple[float, float]]:
+def _ranges(overview: Overview) -> tuple[tuple[float, float], tuple[float, float]]:
     """The axes of the map: variation and mean."""
-    high = range_of(data_map.mean, share=0.9995)[1]
-    low = -range_of(-data_map.mean, share=0.9995)[1] if data_map.num_epochs == 0 else range_of(data_map.mean)[0]
-    low = min(low, 0.0) if data_map.num_epochs and low < high else low
-    return (0.0, range_of(data_map.spread, share=0.999)[1]), range_of([low, high])
+    low, high = -range_of(-overview.margin, share=0.9995)[1], range_of(overview.margin, share=0.9995)[1]
+    return (0.0, range_of(overview.variability, share=0.999)[1]), range_of([low, high])
 
 
 def map_section(data: SamplesData, look: Look) -> Iterator[Data]:
-    """Every sample by the mean and the variation of its margin or loss, and the samples of each region."""
-    data_map, samples, verdict = data.data_map, data.newest, data.verdict
-    if data_map is None:
+    """Every sample by the mean and the variation of its margin, and the samples of each region."""
+    overview, samples, verdict = data.overview, data.newest, data.verdict
+    if overview is None:
         return
-    (_, widest), (low, high) = _ranges(data_map)
-    mean, spread, of = data_map.mean, data_map.spread, "loss" if data_map.num_epochs else "margin"
+    (_, widest), (low, high) = _ranges(overview)
+    mean, spread = overview.margin, overview.variability
     known = np.isfinite(mean) & np.isfinite(spread)
     places = np.minimum(spread[known], widest), np.clip(mean[known], low, high)
     counts, _, _ = np.histogram2d(*places, bins=CELLS, range=((0, widest), (low, high)))
     shades = np.log1p(counts) / max(1e-9, math.log1p(counts.max()))
     cells = [[int(c), int(r), round(0.12 + 0.88 * float(shades[c, r]), 2)] for c, r in np.argwhere(counts)]
-    found = list(regions_of(data_map))
+    found = list(regions_of(overview))
     # Together, as the page has room for so many pictures.
     cards = iter(look.of(data.rows(np.concatenate([each.indices[:SHOWN] for each in found])) if found else []))
     regions = []
     for spans, means, box, indices in found:
-        words = f"mean {of} {_span(means)}, varies by {_span(spans)}: {len(indices):,} samples"
+        words = f"mean margin {_span(means)}, varies by {_span(spans)}: {len(indices):,} samples"
         region: Data = {"box": box, "words": words, "cards": [next(cards) for _ in indices[:SHOWN]]}
         if len(samples.loss) <= MOST_IDS:
             rows = [[index, samples.name_of(index)] for index in np.sort(indices).tolist()]
@@ -333,17 +332,13 @@ def map_section(data: SamplesData, look: Look) -> Iterator[Data]:
         for index in (verdict.indices[:400] if len(verdict.indices) else top(mean, 10)).tolist()
         if known[index]
     ]
-    what = (
-        f"mean loss and how much it varied over {data_map.num_epochs} epochs"
-        if data_map.num_epochs
-        else "mean margin, by which the strongest other class beats its label, and how much that varied over its visits"
-    )
     note = (
-        f"Every sample by its {what}: easy ones below, wavering ones on the right, hard or mislabelled ones at the "
-        f"upper left. Circles: {'suspects' if data.suspects else 'the ten highest'}. Click on regions of the map "
+        "Every sample by its mean margin, by which the strongest other class beats its label, and how much that varied "
+        "over its visits: easy ones below, wavering ones on the right, hard or mislabelled ones at the upper left. "
+        f"Circles: {'suspects' if data.suspects else 'the ten highest'}. Click on regions of the map "
         "to see their samples and to save their ids."
     )
-    drawn = {"name": f"samples by mean {of} and its variation", "of": of, "x": widest, "y": [low, high], "cells": CELLS,
+    drawn = {"name": "samples by mean margin and its variation", "x": widest, "y": [low, high], "cells": CELLS,
              "counts": cells, "circles": circles, "regions": regions}  # fmt: skip
     yield section("Data map", {"map": drawn}, note=note, kind="half")
 

@@ -113,51 +113,22 @@ class Group(NamedTuple):
 
 BINS = 32
 LOG_RATIO = 20
-UNSEEN = 4
 
 Floats = NDArray[np.float32]
 
 
-class Quarters(NamedTuple):
-    """Samples in four quarters by loss, Q1 (lowest) first.
-
-    Attributes:
-        codes: uint8[M], the quarter of each sample, 0 to 3; 4 for unseen ones.
-        rows: Fields of `SamplesSurveyed` with a value for each quarter; empty with fewer than four samples.
-    """
-
-    codes: NDArray[np.uint8]
-    rows: dict[str, tuple[float, ...]]
-
-
-def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> Quarters:
-    """Divide the seen samples into four quarters whose sizes differ by at most one.
+def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> dict[str, tuple[float, ...]]:
+    """Fields of `SamplesSurveyed` with a value for each quarter of the seen samples; empty with fewer than four.
 
     Args:
         loss: float32[M], NaN for unseen samples.
         uses: uint16[M], use counts.
     """
-    codes = np.full(len(loss), UNSEEN, np.uint8)
-    found = []
-    for place, part in enumerate(quarters(loss)):
-        codes[part] = place
-        found.append(quartile_of(loss[part], uses[part]))
+    found = [quartile_of(loss[part], uses[part]) for part in quarters(loss)]
     num_seen = sum(quarter.num_samples for quarter in found)
     names = ("low", "high", "mean", "uses")
     rows = {name: tuple(rounded(getattr(quarter, name)) for quarter in found) for name in names}
-    return Quarters(codes, {**rows, "share": tuple(rounded(quarter.num_samples / num_seen) for quarter in found)})
-
-
-def flow_between(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> tuple[float, ...]:
-    """Share of the samples that moved from quarter i to quarter j: 16 numbers, row by row; empty if none was seen.
-
-    >>> flow_between(np.uint8([0, 0, 1, 4]), np.uint8([0, 1, 1, 3]))[:6]
-    (0.33333, 0.33333, 0.0, 0.0, 0.0, 0.33333)
-    """
-    both = (before < UNSEEN) & (now < UNSEEN)
-    moves = np.bincount(before[both].astype(np.int64) * 4 + now[both], minlength=16)
-    total = int(moves.sum())
-    return tuple(rounded(count / total) for count in moves) if total else ()
+    return {**rows, "share": tuple(rounded(quarter.num_samples / num_seen) for quarter in found)}
 
 
 def loss_histogram(loss: Floats) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .labels.frame import labels_in
 from .labels.suspects import Suspects, no_suspects
 from .losses import EXACT, WHOLE_BATCH
-from .quantiles import flow_between, loss_histogram, quarters_of, rounded, top, uses_histogram
+from .quantiles import loss_histogram, quarters_of, rounded, top, uses_histogram
 from .records import ALL, RECORD, spread
 from .table import SampleTable, suspects_in
 
@@ -58,8 +58,6 @@ class Surveyor:
         self._choose()
         self._cost = self._spent = 0.0
         self._began = self._last = math.nan
-        self._flow: tuple[float, ...] = ()
-        self._codes: NDArray[np.uint8] | None = None
         self._ends: deque[Floats] = deque(maxlen=HISTORY)
         self._slice = 0
         self._tracked: dict[int, deque[float]] = {}
@@ -82,7 +80,6 @@ class Surveyor:
             self._choose()
             if self._chosen is not None:
                 # They are not those of before.
-                self._codes = None
                 self._ends.clear()
 
     def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
@@ -123,14 +120,8 @@ class Surveyor:
         self._follow_growth()
         known = self._table.read(*(RECORD.names or ()), where=self._where)
         loss, uses = known["loss"], known["usage_count"]
-        quarters = quarters_of(loss, uses)
-        if epoch_ended:
-            if self._codes is not None:
-                # Those that a table has grown by come last.
-                self._flow = flow_between(self._codes, quarters.codes[: len(self._codes)])
-            self._codes = quarters.codes
-            if self._chosen is None:
-                self._ends.append(loss)
+        if epoch_ended and self._chosen is None:
+            self._ends.append(loss)
         if epoch_ended or run_ended:
             self._suspects = self._find_suspects(known)
         if self._chosen is None:
@@ -147,9 +138,8 @@ class Surveyor:
             "trust": trust_in(self._table.storage.part_size),
             "num_read": len(loss),
             "num_seen": int(np.count_nonzero(uses)),
-            **quarters.rows,
+            **quarters_of(loss, uses),
             "batch_share": batch_share,
-            "flow": self._flow,
             **loss_histogram(loss),
             **uses_histogram(uses),
             "hardest": tuple(indices.tolist()),

@@ -116,7 +116,6 @@ def test_nobody_to_ask_is_an_error(tmp_path):
     ("kind", "given", "text"),
     [
         ("stop", {"length": "5min"}, "a length or a time is for a cool-down only"),
-        ("jump", {}, "a request must be one of"),
         ("cool-down", {"length": "soon"}, "the length must be a number of steps >= 1"),
         ("cool-down", {"until": "2020-01-01 00:00"}, "until must be in the future"),
         ("cool-down", {"until": "2120-01-01 00:00", "length": "5"}, "at most one of a length and a time"),

@@ -15,7 +15,7 @@ from learnit_r8.report.samples import NO_LOOK, regions_of, samples_page
 from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.drive import make
 from tests.report.sample_files import samples
-from tests.report.test_page import Page, trained
+from tests.report.test_page import Page
 
 NAMES = np.array(["ant", "bee", "<cow>"])
 LOGITS = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32) * 2
@@ -53,7 +53,7 @@ def test_report_shows_the_data_at_a_glance(run, tmp_path):
 def test_regions_of_the_map_hold_every_sample_once(run, tmp_path):
     """Each region can be ticked, shows its samples, and saves the ids of all of them; together they are all samples."""
     page = Page(write_report(run.run_dir, tmp_path / "out.html").read_text())
-    (drawn,), regions = page.blocks("Data map", "map"), list(regions_of(report_data(run.run_dir).samples.data_map))
+    (drawn,), regions = page.blocks("Data map", "map"), list(regions_of(report_data(run.run_dir).samples.overview))
     ids = [[index for index, _ in region["save"]["rows"]] for region in drawn["regions"]]
 
     assert ids == [sorted(region.indices.tolist()) for region in regions]
@@ -63,18 +63,8 @@ def test_regions_of_the_map_hold_every_sample_once(run, tmp_path):
 
 def test_overview_of_the_table_knows_the_regions(run):
     """The ends of a region in the page give its very samples from the table."""
-    for region in regions_of(report_data(run.run_dir).samples.data_map):
+    for region in regions_of(report_data(run.run_dir).samples.overview):
         assert run.table.overview().region(region.mean, region.spread).tolist() == sorted(region.indices)
-
-
-def test_map_of_losses_has_regions(tmp_path):
-    """Without predictions the map is that of the losses; its regions save ids."""
-    page = write_report(trained(tmp_path / "run"), tmp_path / "out.html").read_text()
-
-    said = Page(page).said
-    assert "by its mean loss and how much it varied over" in said
-    assert "region.csv" in said
-    assert "Quality of each class" not in said
 
 
 @pytest.mark.parametrize("of", ["run folder", "scheduler", "table"])

@@ -115,14 +115,10 @@ class Scale(NamedTuple):
             are_short = all(len(text) <= LABEL - 2 or "e" not in text for text in known)
             if are_short and len({self._row_of(value, rows) for value in values}) == len(values):
                 break
-        known = tick_texts(values)
-        if any(len(text) > LABEL - 2 for text in known):
-            # Far from zero and close together, as 1.00001 and 1.00002: their first digits are all there is room for.
-            known = [text[: LABEL - 2] if "e" not in text else "" for text in known]
-            known = [text if known.index(text) == place else "" for place, text in enumerate(known)]
-        for value, text in zip(values, known, strict=True):
-            row = self._row_of(value, rows)
-            texts[row] = text.rjust(LABEL - 2) if text else texts[row]
+        for value, text in zip(values, tick_texts(values), strict=True):
+            # Far from zero and close together, as 1.00001 and 1.00002, they are too long.
+            if len(text) <= LABEL - 2:
+                texts[self._row_of(value, rows)] = text.rjust(LABEL - 2)
         return texts
 
     def _row_of(self, value: float, rows: int) -> int:

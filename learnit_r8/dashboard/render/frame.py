@@ -19,9 +19,8 @@ LEGEND = (
     ("", ""), ("line, haze", "mean, lowest to highest loss"), ("▲ ^", "a spike beyond the chart"),
     ("S B", "loss refused, model restored"), ("' R", "checkpoint saved, run resumed"),
     ("D", "cool-down (decay) began"), ("suspicion", "how near a loss is to refusal"),
-    ("Q1 .. Q4", "quarters of the samples by loss"), ("in / out", "moved in an epoch, of all samples"),
-    ("exact", "losses of single samples"), ("fair", "means of small parts of batches"),
-    ("rough", "batch means: little is known"),
+    ("Q1 .. Q4", "quarters of the samples by loss"), ("exact", "losses of single samples"),
+    ("fair", "means of small parts of batches"), ("rough", "batch means: little is known"),
 )  # fmt: skip
 """Marks and words on the screen, explained in the help."""
 

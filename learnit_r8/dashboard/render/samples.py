@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from ...events import SamplesSurveyed
 from ...events.samples import count_text
 from ...events.text import clean, number
 from ..state.ui_state import Row, Scene, UiState, listed_samples
@@ -18,16 +17,6 @@ from .curves import window
 
 QUARTILES = ("Q1", "Q2", "Q3", "Q4")
 QUARTILE_STYLES = ("q1", "q2", "q3", "q4")
-
-
-def moved(survey: SamplesSurveyed) -> list[tuple[float, float]]:
-    """Shares of all samples that entered and left each quartile; empty if unknown."""
-    flow = survey.flow
-    if len(flow) != 16:
-        return []
-    into = [sum(flow[4 * start + end] for start in range(4) if start != end) for end in range(4)]
-    out = [sum(flow[4 * start + end] for end in range(4) if start != end) for start in range(4)]
-    return list(zip(into, out, strict=True))
 
 
 def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
@@ -42,7 +31,7 @@ def survey_rule(view: View, text: str, width: int, glyphs: Glyphs) -> Line:
 
 
 def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Line]:
-    """Loss range, mean, share of the data and of the last batch, uses, and moves of each quartile."""
+    """Loss range, mean, share of the data and of the last batch, and uses of each quartile."""
     glyphs = theme.glyphs
     survey = view.survey
     run = view.run
@@ -52,10 +41,8 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
     if survey is None or any(len(row) != 4 for row in (survey.low, survey.high, survey.mean, survey.uses)):
         return [*lines, remark(view.no_table or "known once every sample was seen" if view.run else "")]
     wide = width >= 92
-    moves = moved(survey)
     batch = f"{'last batch':<{19 if wide else 13}}"
     heads = f" {'':<3}{'loss from':>9} {'to':>9} {'mean':>9}  {'data':>5}  {batch}{'uses':>7}"
-    heads += f"   {'in / out':>13}" if moves else ""
     lines.append((Span(fit(heads, width), "label"),))
     numbers = aligned([*survey.low, *survey.high, *survey.mean], 9)
     bar_width = 12 if wide else 6
@@ -70,8 +57,6 @@ def quartile_panel(view: View, width: int, height: int, theme: Theme) -> list[Li
         else:
             spans.append(Span(f"{'?':>{bar_width + 5}}  "))
         spans.append(Span(f"{short(round(survey.uses[row], 1), 7)}"))
-        if moves:
-            spans.append(Span("  {:5.1f} /{:5.1f} %".format(*(100 * part for part in moves[row])), "label"))
         lines.append(cropped(tuple(spans), width))
     return lines[:height]
 

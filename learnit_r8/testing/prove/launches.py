@@ -27,11 +27,10 @@ CACHES = "TMPDIR MPLCONFIGDIR WANDB_DIR TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR
 """Variables that name a folder in which libraries write beside the script: one of ours."""
 
 LARGE = 2 << 30
-"""Bytes of a folder that are copied where the disk cannot share blocks."""
+"""Most bytes of a folder that are copied."""
 
 TOO_LARGE = "{} is too large to copy: {}. Give --link PATH for data that is only read."
 
-FICLONE = 0x40049409
 LIMIT = 60.0
 """Seconds that any launch may take, beside ten times what the whole run took."""
 
@@ -107,13 +106,11 @@ class Workshop(contextlib.AbstractContextManager["Workshop"]):
                 for each in source.iterdir():
                     copy(each, target / each.name)
             elif source.is_file():
-                if not _clone(source, target):
-                    sizes[source.relative_to(self.folder).parts[0]] += source.stat().st_size
-                    if sizes.total() > LARGE:
-                        largest = ", ".join(f"{name} ({size >> 20} MiB)" for name, size in sizes.most_common(3))
-                        raise CannotSay(TOO_LARGE.format(self.folder, largest))
-                    shutil.copyfile(source, target)
-                shutil.copystat(source, target)
+                sizes[source.relative_to(self.folder).parts[0]] += source.stat().st_size
+                if sizes.total() > LARGE:
+                    largest = ", ".join(f"{name} ({size >> 20} MiB)" for name, size in sizes.most_common(3))
+                    raise CannotSay(TOO_LARGE.format(self.folder, largest))
+                shutil.copy2(source, target)
 
         copy(self.folder, place)
         return place
@@ -211,16 +208,6 @@ def saves_of(steps: Sequence[Step]) -> list[int]:
     wrote = {each["n"] - 1: each["f"] for each in steps if each["n"] > 1 and "f" in each}
     by_kind = [[step for step, kinds in wrote.items() if kind in kinds] for kind in ("torch", "rename", "open")]
     return next(filter(None, by_kind), [])
-
-
-def _clone(source: Path, target: Path) -> bool:
-    """Copy a file by sharing its blocks, if the disk can."""
-    with contextlib.suppress(OSError, ImportError), open(source, "rb") as one, open(target, "wb") as two:
-        import fcntl
-
-        fcntl.ioctl(two.fileno(), FICLONE, one.fileno())
-        return True
-    return False
 
 
 def _ranks(notes: Path) -> list[list[Step]]:

@@ -60,7 +60,6 @@ def test_a_copy_does_not_hold_itself(folder):
 def test_a_folder_too_large_is_not_copied(folder, monkeypatch):
     """It is said what is large in it, and how to link that."""
     monkeypatch.setattr("learnit_r8.testing.prove.launches.LARGE", 3)
-    monkeypatch.setattr("learnit_r8.testing.prove.launches._clone", lambda *_: False)
     with Workshop(folder) as shop, pytest.raises(CannotSay, match=r"too large to copy: data .* --link PATH"):
         shop.copy()
 
@@ -162,7 +161,7 @@ def test_a_full_disk_is_said(folder, monkeypatch):
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("learnit_r8.testing.prove.launches._clone", fail)
+    monkeypatch.setattr("learnit_r8.testing.prove.launches.shutil.copy2", fail)
     proof = prove(["python"], folder=folder, work=str(folder.parent))
 
     assert proof.code == UNKNOWN
