@@ -397,7 +397,7 @@ def validated_run(rank):
             with torch.no_grad():
                 loss = loss_of(digits.model(digits.x), digits.y)
             dist.all_reduce(loss)
-            found.append((loss.item(), controller.early.is_on_trial, begun, parameter_digest(digits.model)))
+            found.append((loss.item(), controller.state.early.trial is not None, begun, parameter_digest(digits.model)))
     return found
 
 
@@ -414,7 +414,7 @@ def saving_run(rank, folder):
                 begin_trial(adapter.scheduler)
             for inputs, targets in adapter.loader():
                 adapter.step(adapter.loss(loss_of(digits.model(inputs), targets, reduction="none")))
-                if adapter.scheduler.controller.early.is_on_trial:
+                if adapter.scheduler.controller.state.early.trial is not None:
                     within.append(adapter.scheduler.global_step)
     return within, [event.step for event in heard if isinstance(event, events.CheckpointSaved)]
 

@@ -42,7 +42,7 @@ class Sight:
 
     def leave(self, weights, r8):
         """The code after an epoch sees these."""
-        self._epochs.append((self._steps, digest(weights), r8.controller.early.is_on_trial))
+        self._epochs.append((self._steps, digest(weights), r8.controller.state.early.trial is not None))
         self._steps = []
 
     def check(self):

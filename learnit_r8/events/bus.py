@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from . import launcher
 from .caller import warn
 from .event import Event, Listener
+from .run import Notice
 
 
 class RunControl(Protocol):
@@ -52,8 +52,6 @@ class Announcer:
     """
 
     def __init__(self, listeners: Iterable[Listener], where: Callable[[], tuple[int, float]]) -> None:
-        # Now, and not in the step that tells the first event: it takes as long as a thousand steps.
-        importlib.import_module(".kinds", __package__)
         self.where = where
         self._said: set[str] = set()
         self._is_first = not launcher.rank_of()
@@ -131,8 +129,6 @@ class Announcer:
             self._said.add(topic)
             if is_warning:
                 self._waiting.append(text)
-            from .run import Notice
-
             self.tell(Notice, text=text, is_warning=is_warning)
             self.deliver()
 

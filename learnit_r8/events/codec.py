@@ -11,8 +11,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from . import Event
-from .kinds import EVENTS
+from . import EVENTS, Event
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

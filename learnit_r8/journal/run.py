@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 from .. import events
 from .._validation import did_you_mean
 from ..events.codec import from_fields, strict_json
-from ..events.kinds import EVENTS
 from ..state.durable_io import open_regular, read_json, replace
 
 MOST_LINE_BYTES = 2**20
@@ -222,7 +221,7 @@ class Run:
             try:
                 fields = json.loads(str(line, "utf-8"))
                 kind = fields["kind"]
-                if kind == "Journal" or (isinstance(kind, str) and kind not in EVENTS):
+                if kind == "Journal" or (isinstance(kind, str) and kind not in events.EVENTS):
                     continue
                 when, event = float(fields["time"]), from_fields(fields)
                 if not (math.isfinite(when) and _is_sane(event)):

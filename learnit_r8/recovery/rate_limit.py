@@ -95,9 +95,7 @@ class RateLimit(SavedFields):
         return self.gentle_factor if self.gentle_left else 1.0
 
     def until_text(self) -> str:
-        """Until when the ceiling holds, in words; "" without one."""
-        if self.ceiling == math.inf:
-            return ""
+        """Until when the ceiling holds, in words."""
         back = f"the median of {HOLD_STEPS} losses is {self.goal:.3g} again, or " if math.isfinite(self.goal) else ""
         if self.before_trial:
             return f"until {back}this rate, on trial now, has held"

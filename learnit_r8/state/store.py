@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..events import launcher
 from ..events.caller import warn
+from ..events.launcher import is_of_jax_distributed, rank_of
 from .codec import OlderFile, read, read_tree, write
 
 from .durable_io import flush, flush_folder, link_new, lock_until_released, make_first_free, open_regular  # isort: skip
@@ -201,11 +201,7 @@ class CheckpointStore:
             RunInUse: somebody else trains it; the message names process and host.
         """
         # No launcher tells the rank among the processes of jax.distributed.
-        if (
-            not run_id
-            or launcher.rank_of()
-            or (launcher.is_of_jax_distributed() and sys.modules["jax"].process_index())
-        ):
+        if not run_id or rank_of() or (is_of_jax_distributed() and sys.modules["jax"].process_index()):
             return
         file, here = os.path.join(os.path.realpath(self.folder), f"run_{run_id[:8]}.lock"), threading.current_thread()
         with _claiming:

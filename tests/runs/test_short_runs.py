@@ -379,7 +379,7 @@ def test_metrics_logged_within_a_trial_are_marked_and_no_best():
     def log(name):
         def act(r8):
             controller = r8.controller
-            is_on = controller.early.is_on_trial or controller.live.current is not None
+            is_on = controller.state.early.trial is not None or controller.live.current is not None
             before = len(heard)
             r8.log(**{name: -1.0 if is_on and name == "inside" else 1.0})
             # None where the same was logged at this step before.
@@ -467,7 +467,7 @@ def _trained(case, folder, *, every=10**6, saves_at=None, until=None):
     def note(r8):
         step = r8.global_step
         controller = r8.controller
-        is_on, num_probes = controller.early.is_on_trial, controller._incidents.num_probes
+        is_on, num_probes = controller.state.early.trial is not None, controller._incidents.num_probes
         found[step] = [*network.weights, *network.speeds], is_on, num_probes
         if step == saves_at:
             r8.save_checkpoint()

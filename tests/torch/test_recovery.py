@@ -162,7 +162,7 @@ def test_loop_that_ends_within_a_trial_of_a_rate_ends_with_trained_weights():
     for _ in adapter.epochs():
         for inputs, targets in adapter.loader():
             adapter.step(adapter.loss(cross_entropy(model(inputs), targets, reduction="none")))
-            trials += adapter.scheduler.controller.early.is_on_trial
+            trials += adapter.scheduler.controller.state.early.trial is not None
     after = loss()
     adapter.close()
 
@@ -199,7 +199,7 @@ def test_state_saved_within_a_trial_goes_on_with_it(tmp_path):
         if r8.global_step == 70:
             with r8.paused():
                 torch.save(adapter.state_dict(), tmp_path / "state.pt")
-            heard.append((controller.early.is_on_trial, controller.is_on_trial))
+            heard.append((controller.state.early.trial is not None, controller.is_on_trial))
 
     model, _, adapter = begun()
     heard = []
