@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_shared: Any = None
-
 
 def take_rows(data: Any, indices: NDArray[np.int64], take: Callable[[Any, Any], Any] | None = None) -> Any:
     """The same nest with ``indices`` taken from every leaf.
@@ -70,14 +68,3 @@ def check_rows(name: str, data: Any, num_samples: int) -> None:
             raise TypeError(f"{column} must have a length and an index, got {value!r}.")
         if len(value) != num_samples:
             raise ValueError(f"{column} must have the scheduler's {num_samples} samples, got {len(value)}.")
-
-
-def share(data: Any) -> None:
-    """Keep a data set for `take_shared`; a worker process calls it once."""
-    global _shared
-    _shared = data
-
-
-def take_shared(indices: NDArray[np.int64]) -> Any:
-    """`take_rows` of the data set that `share` was given in this process."""
-    return take_rows(_shared, indices)

@@ -159,24 +159,6 @@ class OneEpoch:
         self._batches.go_to(state)
 
 
-class ValidationBatches:
-    """The same batches at every validation.
-
-    Args:
-        source: A function, called each time; an iterable, gone through each time; or an iterator, whose first
-            ``num_batches`` batches are kept.
-        num_batches: How many, None for all.
-    """
-
-    def __init__(self, source: Any, num_batches: int | None) -> None:
-        self._source, self._num_batches = source, num_batches
-        if isinstance(source, Iterator):
-            self._source = list(itertools.islice(source, num_batches))
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(opened(self._source), self._num_batches)
-
-
 def step_keys(epoch_key: Any, start: int = 0) -> Iterator[Any]:
     """The random keys of an epoch's steps, from one of them on; a few dozen are made at a time."""
     for block in itertools.count(start // KEYS_AT_ONCE):

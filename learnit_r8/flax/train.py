@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import os
 import time
@@ -22,7 +23,7 @@ from ..bridge.prefetch import Prefetch
 from ..events.caller import warn
 from ..events.codec import strict_json
 from ..loops.checkpoints import numbered, save_state
-from ..loops.elapsed_data import batch_size
+from ..loops.elapsed_data import batch_size, opened
 from ..loops.log_entries import Entries, Logs
 from ..loops.run import loop
 from ..loops.state import LoopState
@@ -30,7 +31,7 @@ from ..state.codec import decode, encode
 from ..state.durable_io import replace
 from ..state.tree import fit, pack, unpack
 from ..triggers import every
-from .data import EpochBatches, OneEpoch, ValidationBatches, fold_in, step_keys
+from .data import EpochBatches, OneEpoch, fold_in, step_keys
 from .managed_state import ManagedState, loss_in, predictions_of_batch
 from .processes import size_of, whole
 
@@ -150,16 +151,17 @@ def _validation(step: Any, source: Any, num_batches: int | None) -> Callable[[An
     if step is None:
         return None
     _check_step("val_step_fn", step)
-    batches = ValidationBatches(source, most)
+    # Of an iterator the same batches at every validation.
+    kept = list(itertools.islice(source, most)) if isinstance(source, Iterator) else source
 
     def validate(state: Any, epoch_key: Any) -> dict[str, float]:
         means, keys, num_batches = RunningMeans(), step_keys(fold_in(epoch_key, _VALIDATION)), 0
-        for batch in batches:
+        for batch in itertools.islice(opened(kept), most):
             _, metrics = step(state, batch, next(keys))
             means.add(metrics, batch_size(batch))
             num_batches += 1
         if not num_batches:
-            raise ValueError(f"val_data_iterator must give at least one batch, got none from {batches!r}.")
+            raise ValueError(f"val_data_iterator must give at least one batch, got none from {source!r}.")
         return means.read()
 
     return validate

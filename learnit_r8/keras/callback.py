@@ -29,8 +29,9 @@ MOST_WITNESSES = 32
 FINISHED = "the run was over, at step {}, when it was resumed: fit() trains nothing."
 
 OTHER_DATA = (
-    "x must be the R8Dataset in fit(), or a PyDataset that takes its batches from that one by number, got one that "
-    "never asked it for batch {}."
+    "x must be the R8Dataset of the R8Callback in fit(), got {}, which knows nothing of the scheduler's order; for a "
+    "PyDataset of your own, make it a subclass of R8Dataset that changes the batch in __getitem__; for tf.data use "
+    "R8Dataset.from_tensor_slices(), or R8Callback(R8Scheduler()) without samples."
 )
 
 REFUSED = {
@@ -94,7 +95,6 @@ class R8Callback(FitCallback):
         self._prefetch = dataset.drawn
         self._ticket: Ticket | None = None
         self._witnesses: dict[bytes, Any] = {}
-        self._is_wrapped = False
         super().__init__(dataset.drawn.r8, model, backup_every)
 
     def _optimizers_of(self, model: Any) -> list[Any]:
@@ -115,14 +115,13 @@ class R8Callback(FitCallback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Check what can only be checked now, and attach the model."""
         check_alone(self)
-        self._is_wrapped = check_fit(self.dataset)
+        check_fit(self.dataset)
         self.dataset.end_epoch()
         model: Any = self.model
         loss = model._compile_loss
         if not (model.built and model.optimizer.built and (loss is None or loss.built)):
-            data: Any = local_of_fit("x") if self._is_wrapped else self.dataset
             with scope_of(self.model):
-                self.model._symbolic_build(data_batch=data[0])
+                self.model._symbolic_build(data_batch=self.dataset[0])
         self._begin_fit()
         self._r8.requests.stay_within(scope_of_fit(self.model))
 
@@ -171,17 +170,17 @@ class R8Callback(FitCallback):
     def _hasten(self, iterator: Any) -> None:
         """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""
         replaced, replicas = getattr(iterator, "_distributed_dataset", None), num_replicas(self.model)
-        if replaced is None or (self._is_wrapped and replicas == 1):
+        if replaced is None:
             return
         if replicas > 1:
             replaced = iterator.data_adapter.get_tf_dataset()
             smallest = min(len(ticket.indices) for ticket in self._prefetch.epoch)
             if smallest < replicas:
                 raise ValueError(TOO_FEW.format(replicas, smallest))
-        if not self._is_wrapped and getattr(iterator.data_adapter, "class_weight", None) is None:
+        if getattr(iterator.data_adapter, "class_weight", None) is None:
             quick = self.dataset.quick_batches(replaced.element_spec)
             replaced = replaced if quick is None else quick
-        if not self._is_wrapped and self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
+        if self.dataset.is_bare and isinstance(replaced.element_spec, tuple):
             # A step of the user's own sees what a plain ``fit(x)`` would give it.
             replaced = replaced.map(lambda *columns: columns[0])
         iterator._distributed_dataset = split(replaced, strategy_of(self.model)) if replicas > 1 else replaced
@@ -200,8 +199,6 @@ class R8Callback(FitCallback):
         """Report the losses of the batch."""
         recorder: Any = self._recorder
         r8, ticket = self._r8, self._ticket
-        if self._is_wrapped and not self.dataset.was_fetched(batch):
-            raise ValueError(OTHER_DATA.format(batch))
         assert ticket is not None
         losses = recorder.losses(len(ticket.indices))
         if not recorder.is_exact:
@@ -234,20 +231,20 @@ class R8Callback(FitCallback):
         self.dataset.end_workers()
 
 
-def check_fit(dataset: R8Dataset) -> bool:
+def check_fit(dataset: R8Dataset) -> None:
     """Check the arguments of the ``fit`` that is running.
 
     Args:
         dataset: What it is to train on.
 
-    Returns:
-        Whether it trains on something else, which may take its batches from there.
-
     Raises:
         ValueError: an argument that does not work with a scheduler; the message says what does.
     """
     # Other data come first: what else is wrong is a consequence.
-    is_wrapped = _is_wrapped(dataset)
+    x = local_of_fit("x")
+    # Where a callback is asked without a fit, there is nothing to check.
+    if not isinstance(x, R8Dataset) and local_of_fit("epoch_iterator") is not None:
+        raise ValueError(OTHER_DATA.format(type(x).__name__))
     if local_of_fit("shuffle"):
         raise ValueError("shuffle must be False in fit(), as the scheduler decides the order; got True.")
     steps, most = local_of_fit("steps_per_epoch"), dataset.r8.steps_per_epoch
@@ -258,18 +255,3 @@ def check_fit(dataset: R8Dataset) -> bool:
         for name, reason in REFUSED.items():
             if not (keeps_rates and name in RATE_CALLBACKS) and isinstance(callback, getattr(keras.callbacks, name)):
                 raise ValueError(f"callbacks must not have a {name}, got {callback!r}: {reason}.")
-    return is_wrapped
-
-
-def _is_wrapped(dataset: R8Dataset) -> bool:
-    x: Any = local_of_fit("x")
-    if isinstance(x, R8Dataset) or local_of_fit("epoch_iterator") is None:
-        # One of another callback asks for its own.
-        return False
-    if not isinstance(x, keras.utils.PyDataset):
-        raise ValueError(
-            "x must be the R8Dataset of the R8Callback in fit(), or a PyDataset that takes its batches from that one, "
-            f"got {type(x).__name__}, which knows nothing of the scheduler's order; for tf.data use "
-            "R8Dataset.from_tensor_slices(), or R8Callback(R8Scheduler()) without samples."
-        )
-    return True

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
-import multiprocessing
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -16,12 +14,16 @@ from numpy.typing import NDArray
 
 from .._validation import no_attribute, whole_number
 from ..bridge.prefetch import Prefetch
-from ..bridge.rows import check_rows, leaves, share, take_rows, take_shared
+from ..bridge.rows import check_rows, leaves, take_rows
 from .train_function import callbacks_of_fit, method_of_model
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
     from ..sources.ticket import Ticket
+
+
+MOST_AHEAD = 10
+"""Batches that workers gather ahead."""
 
 
 class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
@@ -36,11 +38,8 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         y: Targets, in the same form; None for a model that needs none.
         r8: The scheduler of N samples; it must not search for a learning rate.
         sample_weight: Weights of the samples in the training loss, in the same form. Losses are reported without them.
-        workers: Threads or processes that gather batches ahead of time, >= 1; 1 is no extra one. Keras' own workers
-            are not used: they keep batches from one epoch for the next.
-        use_multiprocessing: Whether the workers are processes. They are started afresh, so the program needs
-            ``if __name__ == "__main__":``, and the data is copied to each of them once.
-        max_queue_size: Most batches gathered ahead, >= 1.
+        workers: Threads that gather up to ten batches ahead of time, >= 1; 1 is no extra one. Keras' own workers are
+            not used: they keep batches from one epoch for the next.
 
     Raises:
         TypeError: a column has no length or no index, or ``r8`` is not a scheduler.
@@ -61,23 +60,19 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         *,
         sample_weight: Any = None,
         workers: int = 1,
-        use_multiprocessing: bool = False,
-        max_queue_size: int = 10,
     ) -> None:
         super().__init__()
         self.r8, self.drawn = r8, Prefetch.of_epochs(r8)
         self.is_finished = r8.is_over
-        self.is_bare = (
-            y is None and sample_weight is None and not isinstance(x, (tuple, list)) and not r8.policy.selects
-        )
+        # A subclass may make more of a batch.
+        self._is_own = type(self).__getitem__ is not R8Dataset.__getitem__
+        has_more = y is not None or sample_weight is not None or isinstance(x, (tuple, list)) or r8.policy.selects
+        self.is_bare = not (self._is_own or has_more)
         for name, data in (("x", x), ("y", y), ("sample_weight", sample_weight)):
             check_rows(name, data, r8.table.num_samples)
         self._data = (x, y, sample_weight)
         self._num_workers = whole_number("workers", workers, least=1, most=1024)
-        self._max_queue = whole_number("max_queue_size", max_queue_size, least=1, most=2**16)
-        self._use_processes = use_multiprocessing
-        self._fetched: set[int] = set()
-        self._pool: Executor | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._gathered: dict[int, Future[Any]] = {}
         self._pipeline: Pipeline | None = None
         # A batch must have a weight in every epoch or in none, and a policy weights only from the second on.
@@ -146,7 +141,6 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
                 # A thread of TensorFlow's, ahead of a training that has stopped: it must not draw.
                 raise IndexError(f"index must be of an epoch that has begun, got {index!r} between two epochs.")
             tickets = self.drawn.draw_epoch()
-        self._fetched.add(index)
         return self._batch(index, tickets[index])
 
     def _first(self) -> tuple[Any, ...]:
@@ -160,19 +154,14 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         return (x,) if y is None else (x, y)
 
     def _rows(self, index: int, indices: NDArray[np.int64]) -> Any:
-        if self._num_workers == 1 and not self._use_processes:
+        if self._num_workers == 1:
             return take_rows(self._data, indices)
-        if self._pool is None and self._use_processes:
-            # A fork of a process in which a framework's threads run may hang.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._num_workers, context, initializer=share, initargs=(self._data,))
-        elif self._pool is None:
+        if self._pool is None:
             self._pool = ThreadPoolExecutor(self._num_workers)
-        take = take_shared if self._use_processes else functools.partial(take_rows, self._data)
         gathered, tickets = self._gathered, self.drawn.epoch
-        for later in range(index, min(index + self._max_queue, len(tickets))):
+        for later in range(index, min(index + MOST_AHEAD, len(tickets))):
             if later not in gathered:
-                gathered[later] = self._pool.submit(take, tickets[later].indices)
+                gathered[later] = self._pool.submit(take_rows, self._data, tickets[later].indices)
         gathered.pop(index - 2, None)
         return gathered[index].result()
 
@@ -193,8 +182,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         Args:
             element_spec: What a batch is, as tensor specs.
         """
-        is_own = type(self).__getitem__ is not R8Dataset.__getitem__
-        if is_own or self._num_workers > 1 or self._use_processes or self.r8.policy.selects:
+        if self._is_own or self._num_workers > 1 or self.r8.policy.selects:
             return None
         columns = tuple(data for data in self._data if data is not None)
         if not all(is_in_memory(leaf) for _, leaf in leaves("data", columns)):
@@ -205,13 +193,8 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
 
     def start_epoch(self) -> None:
         """Draw what is left of the epoch. The callback calls it."""
-        self._fetched.clear()
         self._gathered.clear()
         self.drawn.draw_epoch()
-
-    def was_fetched(self, index: int) -> bool:
-        """Whether somebody has asked for this batch of the epoch."""
-        return index in self._fetched
 
     def end_epoch(self) -> None:
         """Give back what was not trained on. The callback calls it."""

@@ -7,15 +7,7 @@ from typing import Any
 
 import keras
 from keras import ops
-
-try:
-    from keras.src.losses.loss import unscale_loss_for_distribution
-except ImportError:
-
-    def unscale_loss_for_distribution(value: Any) -> Any:
-        """The loss of a replica as it is, where Keras does not divide it."""
-        return value
-
+from keras.src.losses.loss import unscale_loss_for_distribution
 
 unscale_loss = unscale_loss_for_distribution
 """Undoes the division of a loss by the number of replicas."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
 from ..recovery.cause import Finding, Refusal
 from ..state.tree import clone
+from .devices import num_replicas
 from .losses import sample_losses
 from .state import ModelState, as_numpy
 
@@ -47,8 +48,7 @@ class Examiner:
 
     def examine(self, refusal: Refusal) -> Finding:
         """Find where an incident began."""
-        strategy = getattr(self._model, "distribute_strategy", None)
-        is_many = strategy is not None and strategy.num_replicas_in_sync > 1
+        is_many = num_replicas(self._model) > 1
         batch = None if is_many else self._arrays()
         self.batch = None if batch is None else dict(zip(("x", "y", "sample_weight"), batch, strict=False))
         self.missing = MANY_REPLICAS if is_many else NO_BATCH if self.batch is None else FORWARD_ONLY

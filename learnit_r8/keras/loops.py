@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .._validation import how_to_install
+from .._validation import how_to_install, whole_number
 from ..bridge.prefetch import Prefetch
 from ..bridge.rows import check_rows
 from ..state.callbacks import Callbacks
@@ -65,8 +65,7 @@ class Batches:
             raise ImportError(
                 f"batch_dataset() needs TensorFlow, which could not be imported; {how_to_install('tensorflow')}."
             ) from error
-        if isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < -1:
-            raise ValueError(f"prefetch must be a whole number >= -1, got {prefetch!r}.")
+        self._num_gathered = whole_number("prefetch", prefetch, least=-1)
         self._prefetch = Prefetch.of_epochs(r8)
         refuse_weights(r8)
         data = tuple(data) if isinstance(data, list) else data
@@ -74,7 +73,6 @@ class Batches:
         self.lr = tf.Variable(r8.lr, dtype=tf.float32, trainable=False, name="r8_lr")
         columns = None if data is None else tf.nest.map_structure(tf.convert_to_tensor, data)
         self._pipeline = Pipeline(columns, r8)
-        self._num_gathered = prefetch
         spec = self._pipeline.dataset.element_spec
         self.element_spec = tuple(spec) if isinstance(spec, (tuple, list)) else (spec,)
 
@@ -95,7 +93,15 @@ class Batches:
         epoch = r8.current_epoch
         try:
             while r8.current_epoch == epoch and not r8.is_over:
-                yield from self._drawn()
+                # Batches given up on the way wait to be drawn again.
+                for batch in self._pipeline.batches(prefetch.draw_epoch(), prefetch=self._num_gathered):
+                    self.lr.assign(prefetch.begin().lr, read_value=False)
+                    yield batch
+                    prefetch.give_up()
+                    if r8.requests.is_pending:
+                        r8.host.between_steps()
+                    if r8.is_over:
+                        break
         finally:
             prefetch.hand_back()
             r8.requests.leave()
@@ -103,18 +109,6 @@ class Batches:
             r8.host.between_steps()
         # Nobody knows whether another epoch follows; if so, they are taken again.
         r8.requests.leave()
-
-    def _drawn(self) -> Iterator[Any]:
-        """The batches that are there now; those given up on the way wait to be drawn again."""
-        prefetch, r8 = self._prefetch, self._prefetch.r8
-        for batch in self._pipeline.batches(prefetch.draw_epoch(), prefetch=self._num_gathered):
-            self.lr.assign(prefetch.begin().lr, read_value=False)
-            yield batch
-            prefetch.give_up()
-            if r8.requests.is_pending:
-                r8.host.between_steps()
-            if r8.is_over:
-                return
 
     def report(self, losses: Any, predictions: Any = None) -> Outcome:
         """Report the losses of the batch in hand; see `R8Scheduler.report`.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask
 from numpy.typing import NDArray
 
 from ..table.labels.predictions import MOST_CLASSES, NUM_ROWS, UNLABELLED, Predictions, check_shapes
@@ -108,16 +109,6 @@ def _judged(given: Any, scores: Any, *, from_logits: bool) -> Predictions:
     return Predictions(rival - own, predicted, given, int(scores.shape[1]))
 
 
-try:
-    # Tensors of JAX take no attributes; Keras keeps a list of theirs.
-    from keras.src.backend import get_keras_mask as mask_of
-except ImportError:
-
-    def mask_of(tensor: Any) -> Any:
-        """The mask that Keras layers leave on a tensor, or None."""
-        return getattr(tensor, "_keras_mask", None)
-
-
 STEP_ROWS = "r8_step_rows"
 """What a step returns of its own: its losses, and what is predicted."""
 MOST_WRITTEN = 2**20
@@ -144,7 +135,7 @@ def sample_losses(loss: Any, y_true: Any, y_pred: Any) -> Any:
     losses = call(ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred))
     if not len(losses.shape):
         raise ValueError(f"loss must give one number for each sample, got one for all of them from {loss!r}.")
-    return per_sample(losses, mask_of(y_pred))
+    return per_sample(losses, get_keras_mask(y_pred))
 
 
 def per_sample(losses: Any, mask: Any = None) -> Any:
@@ -350,7 +341,8 @@ class LossRecorder(StepRecorder):
                 del function.call
 
     def _compiled(self) -> list[Any]:
-        return getattr(self._model._compile_loss, "_flat_losses", None) or []
+        compiled = self._model._compile_loss
+        return [] if compiled is None else compiled._flat_losses or []
 
     def hear(self, total: Any, heard: list[Heard], y_pred: Any) -> None:
         """Write the losses of the batch, the sum over the outputs with their loss weights, to the variable."""
@@ -362,7 +354,7 @@ class LossRecorder(StepRecorder):
             mean = total if heard else unscale_loss(total)
             self._hold(ops.mean(gather([ops.reshape(mean, (1,))])[0], keepdims=True))
             return
-        masks = [mask_of(_output_at(entry.path, y_pred)) for entry in self._compiled()]
+        masks = [get_keras_mask(_output_at(entry.path, y_pred)) for entry in self._compiled()]
         parts = [per_sample(each.losses, mask) for each, mask in zip(heard, masks, strict=True)]
         losses = sum(part if w is None else part * w for part, w in zip(parts, weights, strict=True))
         found = predictions_in(*heard[0][:3]) if len(heard) == 1 and len(heard[0].losses.shape) == 1 else None

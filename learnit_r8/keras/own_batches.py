@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from ..bridge.host import expect_rivals
 from ..engine.feed.replay import drop
@@ -21,15 +22,6 @@ from .live_values import RateFactor
 from .losses import Heard, StepMemory, StepRecorder
 from .state import ModelState
 from .train_function import check_alone, local_of_fit, scope_of_fit
-
-try:
-    from keras.src.backend.common.stateless_scope import in_stateless_scope
-except ImportError:
-
-    def in_stateless_scope() -> bool:
-        """Assume that variables are held for the step, as Keras' own steps do."""
-        return True
-
 
 STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
 """What a step returns of its own: its loss, and the rate it was taken at."""

@@ -300,13 +300,7 @@ def set_random_state(state: list[NDArray[Any]]) -> None:
 
 def as_numpy(variable: Any) -> NDArray[Any]:
     """The value of a Keras variable of any back end, where it can be seen without a copy."""
-    value = variable.value
-    if type(value).__name__ == "ResourceVariable":
-        import tensorflow as tf
-
-        # A third of the time of the variable's own conversion.
-        value = tf.raw_ops.ReadVariableOp(resource=value.handle, dtype=value.dtype)
-    return to_numpy(value)
+    return to_numpy(variable.value)
 
 
 def to_numpy(value: Any) -> NDArray[Any]:

@@ -255,7 +255,10 @@ class TrainFunction:
         if self._back_end == "tensorflow":
             kept = {id(each.value) for each, _ in self._kept} if self._is_traced or not self._num_calls else set()
             self._variables = [each for each in self._variables if id(each.value) not in kept]
-            return _reader([each.value for each in self._variables])
+            import tensorflow as tf
+
+            # Later steps do not write to these tensors.
+            return lambda: [tf.convert_to_tensor(each.value) for each in self._variables]
         torch: Any = sys.modules["torch"]
         values = [each.value.detach() for each in self._variables]
         copies = [each.clone() for each in values]
@@ -348,19 +351,6 @@ class TrainFunction:
         except (TypeError, ValueError):
             # It is traced once more.
             return iter([batch])
-
-
-def _reader(variables: list[Any]) -> Callable[[], Any]:
-    """A function that returns the tensors in variables of TensorFlow's, which later steps do not write to."""
-    import tensorflow as tf
-
-    read, convert = tf.raw_ops.ReadVariableOp, tf.convert_to_tensor
-    if any(type(each).__name__ != "ResourceVariable" for each in variables):
-        # Replicas have more than one value.
-        return lambda: [convert(each) for each in variables]
-    # To ask a variable for them takes longer than to read it.
-    places = [(each.handle, each.dtype) for each in variables]
-    return lambda: [read(resource=handle, dtype=dtype) for handle, dtype in places]
 
 
 def local_of_fit(name: str) -> Any:

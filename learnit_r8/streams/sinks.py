@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -13,8 +13,6 @@ from .._validation import how_to_install, whole_number
 from ..events.codec import strict_json
 from ..state.durable_io import open_output
 from .stages import as_scalar
-
-_ALWAYS_LEFT_OUT = ("model",)
 
 
 def collect(
@@ -134,7 +132,7 @@ def _filter(include: Iterable[str] | None, exclude: Iterable[str] | None) -> Cal
     for name, keys in (("include", include), ("exclude", exclude)):
         if isinstance(keys, str):
             raise TypeError(f"{name} must be a collection of keys, got {keys!r}.")
-    left_out = frozenset((*_ALWAYS_LEFT_OUT, *(exclude or ())))
+    left_out = frozenset(("model", *(exclude or ())))
     if include is None:
         return lambda key: key not in left_out
     kept = frozenset(include) - left_out
@@ -163,15 +161,13 @@ def print_keys(
         raise ValueError(f"keys must name something to print where include_step is {include_step!r}, got {keys!r}.")
 
     def show(event: Mapping[str, Any]) -> None:
-        print(*_shown(event, keys, digits, step_key if include_step else None), flush=True)
+        parts = []
+        if include_step and step_key in event:
+            step = as_scalar(event[step_key])
+            parts.append(f"{step_key}={step:04d}" if isinstance(step, int) else f"{step_key}={step}")
+        for key in keys:
+            value = as_scalar(event.get(key, "NA"))
+            parts.append(f"{key}={value:.{digits}f}" if isinstance(value, float) else f"{key}={value}")
+        print(*parts, flush=True)
 
     return show
-
-
-def _shown(event: Mapping[str, Any], keys: tuple[str, ...], digits: int, step_key: str | None) -> Iterator[str]:
-    if step_key is not None and step_key in event:
-        step = as_scalar(event[step_key])
-        yield f"{step_key}={step:04d}" if isinstance(step, int) else f"{step_key}={step}"
-    for key in keys:
-        value = as_scalar(event[key]) if key in event else "NA"
-        yield f"{key}={value:.{digits}f}" if isinstance(value, float) else f"{key}={value}"

@@ -344,25 +344,20 @@ class Event(dict[str, Any]):
     Attributes:
         elapsed: Steps (those that ``event["step"]`` counts), samples and seconds so far, for triggers; None in an
             event that no stream of this package made.
-
-    >>> event = Event(step=1, train_loss=0.5)
-    >>> event.merged({"lr": 0.1})
-    {'step': 1, 'train_loss': 0.5, 'lr': 0.1}
     """
 
     elapsed: Elapsed | None = None
 
-    def merged(self, more: Mapping[str, Any]) -> Event:
-        """A copy with these entries too."""
-        event = Event(self)
-        event.update(more)
-        event.elapsed = self.elapsed
-        return event
 
+def merged(event: Mapping[str, Any], more: Mapping[str, Any]) -> Event:
+    """A copy of an event with more entries.
 
-def merged(event: Mapping[str, Any], more: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A copy of an event with more entries; an `Event` stays one."""
-    return event.merged(more) if isinstance(event, Event) else {**event, **more}
+    >>> merged(Event(step=1, train_loss=0.5), {"lr": 0.1})
+    {'step': 1, 'train_loss': 0.5, 'lr': 0.1}
+    """
+    new = Event({**event, **more})
+    new.elapsed = getattr(event, "elapsed", None)
+    return new
 
 
 def number(event: Mapping[str, Any], key: str) -> float:

@@ -68,6 +68,7 @@ class _Stepper:
 
     Attributes:
         state: The user's state; `NO_STATE` if it stays with the user.
+        has_state: Whether it does not; the scheduler then keeps it.
     """
 
     def __init__(self, r8: R8Scheduler, train_step: Callable[..., Any], part_size: int | None, state: Any) -> None:
@@ -77,19 +78,14 @@ class _Stepper:
         self._r8, self._train_step, self._part_size = r8, train_step, part_size
         self._prefetch = Prefetch.of(r8)
         self._driven = DrivenState(self)
-        if self.has_state and not self._driven.has_model:
+        self.has_state = state is not NO_STATE
+        if not self.has_state:
+            return
+        if not self._driven.has_model:
             raise TypeError(
                 f"state must hold what training changes (arrays, or a model with a state_dict), got {state!r}."
             )
-
-    @property
-    def has_state(self) -> bool:
-        return self.state is not NO_STATE
-
-    def adopt(self) -> None:
-        """Let the scheduler keep the state."""
-        if self.has_state:
-            self._r8.host.adopt(self._driven.callbacks())
+        r8.host.adopt(self._driven.callbacks())
 
     def step(self, ticket: Ticket) -> tuple[float, Outcome]:
         """The mean loss of a batch, and what the scheduler says of it."""
@@ -120,7 +116,6 @@ class _Stepper:
 def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
     origin = time.monotonic()
     last = (r8.global_step, 0, 0.0)
-    stepper.adopt()
     prefetch, scope = Prefetch.of(r8), running(_events)
     try:
         while True:

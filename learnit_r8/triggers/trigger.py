@@ -100,14 +100,12 @@ class Trigger(abc.ABC):
     def __and__(self, other: Condition) -> Trigger:
         return Both(self, other) if callable(other) else NotImplemented
 
-    def __rand__(self, other: Condition) -> Trigger:
-        return Both(other, self) if callable(other) else NotImplemented
+    __rand__ = __and__
 
     def __or__(self, other: Condition) -> Trigger:
         return Either(self, other) if callable(other) else NotImplemented
 
-    def __ror__(self, other: Condition) -> Trigger:
-        return Either(other, self) if callable(other) else NotImplemented
+    __ror__ = __or__
 
     def __invert__(self) -> Trigger:
         return Not(self)

@@ -220,21 +220,6 @@ def a_penalty(kind: str) -> Script:
     return regression(compiled(dense(2, **settings), "mse"))
 
 
-class Halved(keras.utils.PyDataset):
-    """Around an R8Dataset: half of every input."""
-
-    def __init__(self, dataset: Any) -> None:
-        super().__init__()
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        x, *rest = self._dataset[index]
-        return (x * np.float32(0.5), *rest)
-
-
 class Unrelated(keras.utils.PyDataset):
     """Asks no R8Dataset for anything."""
 
@@ -243,13 +228,6 @@ class Unrelated(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         return X[:BATCH], REAL[:BATCH]
-
-
-def a_wrapper() -> Script:
-    script = regression()
-    script.wrap = Halved
-    script.losses = lambda model: squared(REAL, outputs(model, X * np.float32(0.5)))
-    return script
 
 
 def refused(script: Script, message: str, **changes: Any) -> Script:
@@ -389,7 +367,6 @@ OTHERS: dict[str, Callable[[], Script]] = {
     "masked, an output without a loss": lambda: masked(2),
     "a penalty on weights": lambda: a_penalty("weights"),
     "a penalty on activity": lambda: a_penalty("activity"),
-    "a wrapper": a_wrapper,
     "a subclass, two inputs": a_subclass,
     "compute_loss with a penalty": lambda: an_own_loss(1, penalty=3.0),
     "compute_loss without Keras'": lambda: an_own_loss(0),
@@ -405,7 +382,9 @@ OTHERS: dict[str, Callable[[], Script]] = {
 }
 
 REFUSED: dict[str, Callable[[], Script]] = {
-    "other data": lambda: refused(regression(), "never asked it for batch", wrap=lambda dataset: Unrelated()),
+    "other data": lambda: refused(
+        regression(), "knows nothing of the scheduler's order", wrap=lambda dataset: Unrelated()
+    ),
     "shuffled": lambda: refused(regression(), "shuffle must be False", fit={"shuffle": True}),
     "other steps": lambda: refused(regression(), "steps_per_epoch must be left out", fit={"steps_per_epoch": 2}),
 }

@@ -169,7 +169,6 @@ BAD_DATA = {
     "no length": (lambda r8: R8Dataset(iter(X), Y, r8), TypeError, r"x must have a length and an index, got <"),
     "no scheduler": (lambda r8: R8Dataset(X, Y, None), TypeError, r"r8 must be an R8Scheduler, got None\."),
     "workers": (lambda r8: R8Dataset(X, Y, r8, workers=0), ValueError, r"workers must be .*, got 0\."),
-    "queue": (lambda r8: R8Dataset(X, Y, r8, max_queue_size=0), ValueError, r"max_queue_size must be .*, got 0\."),
     "callback": (lambda r8: R8Callback(X), TypeError, r"dataset must be an R8Dataset, or an R8Scheduler .*, got array"),
     "interval": (
         lambda r8: R8Callback(R8Dataset(X, Y, r8), classifier(), backup_every="often"),

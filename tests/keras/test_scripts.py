@@ -17,7 +17,7 @@ QUICK = {
         "masked, two outputs",
         "masked, an output without a loss",
         "compute_loss with a penalty",
-        "a wrapper",
+        "a subclass, two inputs",
     ),
     "refused": ("other data", "shuffled", "other steps"),
 }  # fmt: skip
