@@ -430,7 +430,8 @@ class R8Scheduler:
             ticket = host.open_ticket = host.draw_if_any()
             if ticket is None:
                 return
-            refuse_weights(self.policy, ticket)
+            if ticket.weights is not None:
+                refuse_weights(self.policy, ticket)
             try:
                 yield ticket.indices, ticket.lr
             except GeneratorExit:

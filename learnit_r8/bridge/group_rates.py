@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -66,7 +67,7 @@ class GroupRates:
             Whether other code has changed one since the last call.
         """
         groups, shares = self._optimizer.param_groups, self._shares
-        held = [group["lr"] for group in groups]
+        held = list(map(itemgetter("lr"), groups))
         # Its rate is NaN where one may be a tensor, which would have to be waited for.
         is_untouched = self._lr == self._lr and held == self._set
         if is_untouched and lr == self._lr:

@@ -515,10 +515,14 @@ class Rates:
 
     def scheduled(self, progress: float) -> float:
         """The rate of the schedule at some progress."""
+        if type(self.schedule) is Kept:
+            return 1.0
         # Needed after a report and at the next draw; with a budget in steps both are the same.
         last, lr = self.last
         if progress != last:
-            lr = check_rate(self.schedule(progress), progress)
+            lr = self.schedule(progress)
+            if not (type(lr) is float and 0 <= lr < math.inf):
+                lr = check_rate(lr, progress)
             self.last = progress, lr
         return lr
 

@@ -185,8 +185,8 @@ class RecoveryController:
     @property
     def wants_witness(self) -> bool:
         """Whether weights may be tested later with the batch that is trained on next."""
-        is_measured = self.is_early and self._sentry.tests_progress
-        awaits = self.witnesses.waiting is not None or self._persistence.backup.awaits_witness
+        backups, is_measured = self._persistence.backup.backups, self.is_early and self._sentry.tests_progress
+        awaits = self.witnesses.waiting is not None or bool(backups and not backups[-1].is_closed)
         # Another explosion is likely soon after one.
         exploded_at = self.lineage.explosions.exploded_at
         return is_measured or awaits or 0 < exploded_at > self.lineage.updates - EXPLODES_AGAIN

@@ -91,10 +91,11 @@ class Warmup:
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:
             return self.peak_lr * (self.start + (1 - self.start) * progress / self.warmup)
-        if progress < self.decays_from:
-            return self.peak_lr
         length = 1 - self.warmup if self.decay_share is None else self.decay_share
-        share = min(1.0, (progress - self.decays_from) / length) if length else 0.0
+        begin = self.warmup if self.decay_share is None else 1 - length
+        if progress < begin:
+            return self.peak_lr
+        share = min(1.0, (progress - begin) / length) if length else 0.0
         return self.floor + (self.peak_lr - self.floor) * DECAYS[self.decay](share)
 
 

@@ -145,7 +145,7 @@ def read_number(name: str, value: Any) -> float:
 def _as_array(loss: Any, name: str = "loss") -> NDArray[np.float64]:
     """Convert to a float64 array of any shape, also from tensors of torch, TensorFlow or JAX on any device."""
     try:
-        array = on_host(loss)
+        array = loss if isinstance(loss, np.ndarray) else on_host(loss)
     except ValueError as error:
         raise ValueError(f"{name} must be a number or a vector of them, got {loss!r}.") from error
     if array.dtype.kind not in "fiu" and array.dtype.name not in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):

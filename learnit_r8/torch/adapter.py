@@ -335,8 +335,8 @@ class Adapter:
         shares = None
         found: Ticket | None = None
         if self._feed is None:
-            found = self.in_hand if ticket is None else ticket
-            count = len(self._sharing.part(found.indices))
+            found = find_batch(self.sampler.batches, ahead=self._ahead) if ticket is None else ticket
+            count = len(found.indices if self.num_ranks == 1 else self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
@@ -437,7 +437,8 @@ class Adapter:
         if not losses and self._losses.recorded is None:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
         if self._feed is not None:
-            self._check_own(ticket=ticket, predictions=predictions)
+            if ticket is not None or predictions is not None:
+                self._check_own(ticket=ticket, predictions=predictions)
         elif ids is not None:
             raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
         elif len(losses) > 1:

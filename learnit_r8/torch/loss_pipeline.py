@@ -206,13 +206,18 @@ class LossPipeline(Trainer):
         """Report losses, up to one that puts the model back: the later ones are of weights that are gone."""
         hand = self._hand
         for number, (sent, values) in enumerate(here):
-            note = values if isinstance(values, Note) else note_of(sent, values)
+            if isinstance(values, Note) or sent.extras or sent.num_classes:
+                arguments = (values if isinstance(values, Note) else note_of(sent, values)).arguments
+            else:
+                # Nearly always there is nothing but losses.
+                losses = values.reshape(-1)
+                arguments = {"loss": float(losses[0]) if sent.part_size is None else losses}
             num_loads, put_back_to = self._state.num_loads, None
             hand.reported = sent.held
             try:
                 # If not, a state was loaded meanwhile, and the batch belongs to the plan before.
                 if sent.ticket.is_out:
-                    self.outcome = self._r8.report(sent.ticket, **note.arguments)
+                    self.outcome = self._r8.report(sent.ticket, **arguments)
                 if self.outcome:
                     hand.good = sent.held
                 # What waits is of good batches alone if this one has added nothing: not so for losses that come late.
@@ -299,7 +304,11 @@ class LossPipeline(Trainer):
                 # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
-            self._sharing.between_steps(self._r8, self.num_on_their_way)
+            readback = self.readback
+            if self._sharing is ALONE:
+                self._r8.host.between_steps()
+            else:
+                self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
             if self._state.num_loads != num_loads:
                 self.drop()
         # A feed notes the start of each batch that it hands out.

@@ -339,7 +339,9 @@ class Feed:
         else:
             item = source.fetch(_NONE)
         engine.data_seconds += engine.clock() - began
-        size = self.meet(None if item is _NONE else measure.of(item))
+        size = None if item is _NONE else measure.of(item)
+        if engine.agreement.ranks is not None:
+            size = self.meet(size)
         if size is None:
             return _NONE
         began = engine.clock()
