@@ -850,13 +850,14 @@ class R8Scheduler:
         persistence.wake()
 
     def save_checkpoint(self) -> Checkpoint:
-        """Write a checkpoint now.
+        """Write a checkpoint now; of weights that are not finite, those of a backup, as `check` puts them back.
 
         Raises:
             RuntimeError: neither checkpoint_dir nor save_callback was given.
             OSError: writing failed; earlier checkpoints are untouched.
         """
         self.host.settle()
+        self.host.look_before_saving()
         state = self.state_dict()
         with self.host.run.saving:
             saved = self.host.persistence.save(state, state["pace"]["step"])

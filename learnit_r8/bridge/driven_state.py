@@ -17,7 +17,7 @@ import numpy as np
 from ..sources.random_generators import random_state, set_random_state
 from ..state import codec
 from ..state.callbacks import OWN, Callbacks
-from ..state.tree import fit, hold, is_holder, is_key, map_leaves, nnx_of, open_node, pack, unpack
+from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, open_node, pack, unpack
 
 if TYPE_CHECKING:
     from ..sources.ticket import Outcome
@@ -117,7 +117,7 @@ class DrivenState:
         """
         leaves, make = take_apart(self._live())
         # A copy of a state has the same function: it holds on to no leaf.
-        return {"state": leaves, "form": make, "random": random_state()}
+        return {"state": leaves, "form": LeftOut("a function", make), "random": random_state()}
 
     def collect(self) -> dict[str, Any]:
         """The state as `save` writes it; where it is on several processes, all of them must call it."""
@@ -139,13 +139,14 @@ class DrivenState:
         beside = {OWN: model[OWN]} if OWN in model else {}
         codec.save({**self.collect(), **beside} if self._gather is None else model, filepath)
 
-    def load(self, source: Any, *, from_ram: bool = False) -> Any:
+    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
         """Put a state back; returns what the user's own callbacks keep beside it, None if nothing.
 
         Args:
             source: The path of a file that `save` wrote, or with ``from_ram`` a copy of what `read` returned, which is
                 not used afterwards.
             from_ram: Which of the two.
+            is_resume: Whether another process has made the copy: then it takes the form of the live state.
 
         Raises:
             ValueError: it is of another structure.
@@ -154,10 +155,11 @@ class DrivenState:
             source = codec.decode(Path(source).read_bytes())
             restored = fit(unpack(source["state"]), self._live())
         else:
-            restored = source["form"](source["state"])
+            make = source["form"].value or take_apart(self._live())[1]
+            restored = make(source["state"])
         self._place.state = restored
         self._num_loads += 1
-        if not from_ram:
+        if is_resume or not from_ram:
             set_random_state(source["random"])
         return source.get(OWN)
 

@@ -693,12 +693,16 @@ class Engine:
 
     def save_as_asked(self) -> None:
         """Write a checkpoint on request, such as a signal's, once the weights were looked at."""
-        if self.agreement.ranks is None and not self.controller.is_open:
-            self.check_weights()
+        self.look_before_saving()
         # A checkpoint of this step does not know yet that the run has ended.
         has_ended = self.pace.ended_early is not None
         self.persistence.save_as_asked(lambda: run_state.settled_state_of(self.run), self.pace.step, again=has_ended)
         self.controller.note_checkpoint(self.pace.step)
+
+    def look_before_saving(self) -> None:
+        """Look at the weights before a checkpoint that is asked for, unless they are under test, or others must join."""
+        if self.agreement.ranks is None and not self.controller.is_open:
+            self.check_weights()
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""

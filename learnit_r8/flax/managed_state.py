@@ -268,7 +268,7 @@ class Examiner:
         self.is_exact, self.missing = not self._driven.is_given_away, ""
         present = self._driven.read()
         assert self._hand is not None
-        self._present, self._parts = present, _parts_of_devices(present["form"](present["state"]), self._hand[0])
+        self._present, self._parts = present, _parts_of_devices(present["form"].value(present["state"]), self._hand[0])
         self.batch = self._join(self._hand[0])
         self.before = None if self._last is None else (self._join(self._last[0]), self._last[2])
         try:
@@ -278,7 +278,7 @@ class Examiner:
             return found if self.is_exact else found._replace(missing=DONATED)
         finally:
             # What changes in place, as modules of nnx, has its state again; all else was never changed.
-            present["form"](present["state"])
+            present["form"].value(present["state"])
             self.batch = self.before = None
 
     def collect(self) -> dict[str, Any]:
@@ -297,7 +297,7 @@ class Examiner:
     def run(self, batch: Any, weights: Any) -> Shown:
         """See `Subject`."""
         saved = self._present if weights is None else weights
-        state = saved["form"](saved["state"])
+        state = saved["form"].value(saved["state"])
         if self._watched is None:
             # Within another step it may keep no buffers.
             compile_anew: Any = jax.jit if _nnx_in(state) is None else _nnx_in(state).jit

@@ -456,9 +456,11 @@ class LeftOut(NamedTuple):
 
     Attributes:
         reason: Why.
+        value: What this process can use all the same, and no file holds.
     """
 
     reason: str
+    value: Any = None
 
 
 _OTHERS: dict[str, Callable[[Any], Any]] = {

@@ -355,3 +355,41 @@ def test_what_the_last_update_has_damaged_is_said():
 
     assert np.isfinite(managed.state["a"]).all()
     assert "weights not finite: step 60: state.a had numbers that are not finite" in r8.summary()
+
+
+def test_a_killed_run_goes_on_to_the_bit_from_a_backup_in_shared_memory(tmp_path):
+    """The state's form, a function, is in no file: the live state has it."""
+
+    class Killed(BaseException):
+        pass
+
+    def trained(folder, kill_at=None):
+        np.random.seed(0)
+        r8 = R8Scheduler(
+            scheduler_mode="keep", num_epochs=2, guard="finite", checkpoint_dir=folder / "ck", checkpoint_every=10_000,
+            resume="auto", backup_every=Backups(backup_dir=folder / "shm"), handle_signals=False,
+        )  # fmt: skip
+        losses = []
+
+        def noted(state, batch, key):
+            if r8.global_step == kill_at:
+                generations = r8.host.persistence.generations
+                generations._thread.join()
+                generations._release()
+                raise Killed
+            state, metrics = step(state, batch, key)
+            losses.append(float(metrics["loss"]))
+            return state, metrics
+
+        begun = r8.global_step
+        state, _ = train(r8, train_step=noted, epochs=2, backup_every=10)
+        return begun, losses, state.params["w"].tolist()
+
+    _, losses, weights = trained(tmp_path / "whole")
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", BATCHES + 9)
+    begun, rest, again = trained(tmp_path / "killed")
+
+    assert begun >= 10
+    assert rest == losses[begun:]
+    assert again == weights

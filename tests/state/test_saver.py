@@ -445,3 +445,23 @@ def test_best_value_whose_step_could_not_be_saved_is_given_up(tmp_path):
         disk.step(step)
 
     assert (disk.tried, disk.saver.best) == ([5], None)
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite")
+def test_a_checkpoint_that_the_user_asks_for_holds_no_weights_that_are_not_finite(tmp_path):
+    """They are looked at as before one that is due; sound ones are written as they are."""
+    model = Weights()
+    r8 = make(
+        num_steps=40, checkpoint_dir=tmp_path, checkpoint_every=10_000, backup_every=5, backup_dir=False,
+        state_callback=model.get, load_callback=model.load, save_callback=model.save,
+    )  # fmt: skip
+    advance_to(r8, 12)
+    model.values = np.array([1.0, 2.0])
+    sound = np.load(r8.save_checkpoint().model_path)
+    advance_to(r8, 17)
+    model.values = np.full(2, np.nan)
+    mended = np.load(r8.save_checkpoint().model_path)
+
+    assert sound.tolist() == [1.0, 2.0]
+    assert np.isfinite(mended).all()
+    assert np.isfinite(model.values).all()

@@ -113,6 +113,11 @@ class Runs:
         # Where the gradient was refused, the loss was usual enough for the guard.
         return self.has_loss and not self._refusal.is_gradient and trace.loss > threshold_of(self._refusal)
 
+    @property
+    def good_text(self) -> str:
+        """What a run that does not go wrong has shown, in words."""
+        return "the batch is good" if self.has_loss else "what the model returns for the batch is finite"
+
     def is_good_without(self, batch: Any, rows: Sequence[int]) -> bool:
         """Whether a batch is good without these rows."""
         size = num_rows(batch)
@@ -371,7 +376,7 @@ class Case:
         if found is not None:
             return found
         if moved.share <= LARGE_CHANGE or moved.many < MANY:
-            text = f"with the weights of step {step:,} the batch is good"
+            text = f"with the weights of step {step:,} {self._runs.good_text}"
             apart = f"`{moved.farthest}` has moved farthest, by {of_length(moved.farthest_share)} its length"
             return self._end(finding_of(first), rest=(text, apart))
         rate = max((float(group["lr"]) for group in self._optimizer.param_groups), default=self._refusal.lr)
@@ -393,7 +398,7 @@ class Case:
         with as_before(parameter, state[alone.name], alone.where):
             if self._runs.goes_wrong(self._batch, f"the refused batch with {alone.what} as in the backup"):
                 return None
-        rest = (f"with its value of step {step:,} the batch is good",)
+        rest = (f"with its value of step {step:,} {self._runs.good_text}",)
         if alone.is_within_reach:
             text = f"the updates since step {step:,} have changed {alone.what}, which {alone.change}"
             allowed = "that is no more than its rate allows"
@@ -410,7 +415,7 @@ class Case:
         with weights_of(self._model, state, with_weights=False):
             if self._runs.goes_wrong(self._batch, "the refused batch with the buffers of the backup"):
                 return None
-        text = f"the buffers of the model are damaged: with those of step {step:,} the batch is good"
+        text = f"the buffers of the model are damaged: with those of step {step:,} {self._runs.good_text}"
         rest = (f"`{name}` has changed most, by {of_length(share)} its length",)
         return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
 

@@ -130,6 +130,22 @@ def test_a_row_of_weights_and_statistics_that_changed_alone_are_named():
     assert (told.fault, told.where, told.is_certain) == ("weight", "1.running_var", True)
 
 
+@pytest.mark.parametrize(
+    ("with_run", "tested"), [(True, "the batch is good"), (False, "what the model returns for the batch is finite")]
+)
+def test_no_batch_is_called_good_whose_loss_was_not_computed(with_run, tested):
+    """Where only the model can run again, its outputs are what was tested."""
+
+    def strike(step, task):
+        if step == 13:
+            task[0].head.weight.data[2] = 1e38 * task[0].head.weight.data[2].sign()
+            task[0].first.weight.data *= 1e3
+
+    told = train(data(), strike=strike, with_run=with_run)[0]
+
+    assert re.search(rf"with (its value|the weights|those) of step \d+,? {tested}", told.text)
+
+
 def test_a_batch_that_cannot_run_twice_is_said_and_named_in_the_record(tmp_path):
     """A stream of batches, each with an iterator that is used up: the run goes on, and the record leaves it out."""
     torch.manual_seed(0)
