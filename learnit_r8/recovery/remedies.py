@@ -190,11 +190,11 @@ class Remedies:
         # A sample of NaN damages healthy weights in each epoch again where its step is taken before its loss is
         # reported, or where the loss does not show it. Another one may follow the first at once; at a rate that is too
         # high from the start no state is old.
-        is_first = lineage.num_restores == 1 and lineage.since >= LEAST_FUSE
+        is_first = lineage.num_restores == 1 and lineage.since >= LEAST_FUSE and lineage.since_restore > 0
         since = CALM if is_first else lineage.since_restore
         is_calm = alarm is Alarm.NOT_FINITE and lineage.progress.is_calm(since)
         why = ""
-        if (is_relapse and not (is_calm or lineage.was_calm) and not lineage.num_older) or is_rate:
+        if (is_relapse and not (is_calm or (limit.is_share and lineage.was_calm)) and not lineage.num_older) or is_rate:
             # Of weights that are damaged before any update is made, the updates are not the cause.
             again = "training on has damaged healthy weights again, so the updates are probably too large"
             why = again if undone else ""
@@ -210,7 +210,7 @@ class Remedies:
             self._state.lower_rate(max(lineage.rates, default=lr), step=step, reason=alarm.value, **how)
             if is_early:
                 self._state.incidents.change(held_from_start=limit.ceiling)
-        elif not (is_early or (is_relapse and is_calm)):
+        elif not (is_early or (is_relapse and is_calm and limit.is_share)):
             lineage.num_lowered = 0
             limit.restored()
         is_too_large = is_tested and alarm is not Alarm.NOT_FINITE
