@@ -115,18 +115,29 @@ class Notes(keras.callbacks.Callback):
 
 
 class Rows(keras.utils.PyDataset):
-    """The batches of one's own, or, with an R8Dataset of their numbers, those of R8."""
+    """The batches of one's own."""
 
-    def __init__(self, run, epoch=0, drawn=None):
+    def __init__(self, run, epoch=0):
         super().__init__()
-        self.run, self.epoch, self.drawn = run, epoch, drawn
+        self.run, self.epoch = run, epoch
 
     def __len__(self):
-        return task.STEPS if self.drawn is None else len(self.drawn)
+        return task.STEPS
 
     def __getitem__(self, index):
-        rows = self.run.epoch_of_rows(self.epoch)[index] if self.drawn is None else self.drawn[index][0]
         # Keras looks at the first batch before it trains.
+        return self.run.fetch(np.asarray(self.run.epoch_of_rows(self.epoch)[index]), self.epoch * task.STEPS + index)
+
+
+class DrawnRows(R8Dataset):
+    """The batches that R8 draws by their numbers."""
+
+    def __init__(self, run, r8):
+        super().__init__(np.arange(task.NUM_SAMPLES), None, r8)
+        self.run, self.epoch = run, r8.current_epoch
+
+    def __getitem__(self, index):
+        (rows,) = super().__getitem__(index)
         return self.run.fetch(np.asarray(rows), self.epoch * task.STEPS + index)
 
 
@@ -138,11 +149,11 @@ class Keras:
     def train(self, run):
         given = {"batch_size": task.BATCH, "initial_lr": task.RATE, **task.CONSTANT, **run.settings, **run.files}
         run.r8 = r8 = R8Scheduler(task.NUM_SAMPLES, num_epochs=run.case.epochs, **given)
-        dataset = R8Dataset(np.arange(task.NUM_SAMPLES), None, r8)
+        dataset = DrawnRows(run, r8)
         model = build(run)
         callback = R8Callback(dataset, model)
         with r8:
-            self.fit(run, model, Rows(run, r8.current_epoch, dataset), callback, r8.current_epoch)
+            self.fit(run, model, dataset, callback, r8.current_epoch)
         self.write_down(run, model)
 
     def plain(self, run):

@@ -42,26 +42,35 @@ def build(activation="tanh"):
 
 
 class Rows(keras.utils.PyDataset):
-    """Batches of one's own, some of them bad or left out; or, with an R8Dataset of their numbers, those of R8."""
+    """Batches of one's own, some of them bad or left out."""
 
-    def __init__(self, faults=(), left_out=(), drawn=None, x=X):
+    def __init__(self, faults=(), left_out=(), x=X):
         super().__init__()
-        self.faults, self.left_out, self.drawn, self.x, self.epoch = dict(faults), left_out, drawn, x, 0
+        self.faults, self.left_out, self.x, self.epoch = dict(faults), left_out, x, 0
 
     def __len__(self):
         first = self.epoch * STEPS
         return STEPS - sum(first <= each < first + STEPS for each in self.left_out)
 
     def __getitem__(self, index):
-        if self.drawn is not None:
-            rows, number = np.asarray(self.drawn[index][0]), self.epoch * STEPS + index
-        else:
-            number = [each for each in range(LAST + 1) if each not in self.left_out][self._num_before() + index]
-            rows = np.random.default_rng(number // STEPS).permutation(len(X)).reshape(STEPS, BATCH)[number % STEPS]
+        number = [each for each in range(LAST + 1) if each not in self.left_out][self._num_before() + index]
+        rows = np.random.default_rng(number // STEPS).permutation(len(X)).reshape(STEPS, BATCH)[number % STEPS]
         return self.x[rows] * np.float32(self.faults.get(number, 1)), Y[rows]
 
     def _num_before(self):
         return sum(each not in self.left_out for each in range(self.epoch * STEPS))
+
+
+class DrawnRows(R8Dataset):
+    """Batches that R8 draws, some of them bad."""
+
+    def __init__(self, r8, faults=(), x=X):
+        super().__init__(np.arange(len(X)), None, r8)
+        self.faults, self.x, self.epoch = dict(faults), x, 0
+
+    def __getitem__(self, index):
+        (rows,) = super().__getitem__(index)
+        return self.x[rows] * np.float32(self.faults.get(self.epoch * STEPS + index, 1)), Y[rows]
 
 
 class Notes(keras.callbacks.Callback):
@@ -96,8 +105,8 @@ def made(kind, epochs=EPOCHS, data=None, **given):
         len(X), batch_size=BATCH, num_epochs=epochs, initial_lr=0.05, policy="shuffle", handle_signals=False,
         scheduler_mode=RateShape("constant", warmup_steps=0),
     )  # fmt: skip
-    dataset = R8Dataset(np.arange(len(X)), None, r8)
-    return r8, Rows(drawn=dataset, **given), R8Callback(dataset)
+    dataset = DrawnRows(r8, **given)
+    return r8, dataset, R8Callback(dataset)
 
 
 def train(kind, model, *callbacks, epochs=EPOCHS, **given):
