@@ -374,7 +374,7 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
         return self.r8.steps_per_epoch
 
     def _hand_out(self, ticket: Ticket, dataset: Any) -> Any:
-        indices: Any = self._sharing.part(ticket.indices)
+        indices: Any = ticket.indices if self._sharing is ALONE else self._sharing.part(ticket.indices)
         if self._as_list is None:
             self._as_list = not takes_arrays(dataset)
         return indices.tolist() if self._as_list else indices
