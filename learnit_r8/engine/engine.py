@@ -700,7 +700,7 @@ class Engine:
         self.controller.note_checkpoint(self.pace.step)
 
     def look_before_saving(self) -> None:
-        """Look at the weights before a checkpoint that is asked for, unless they are under test, or others must join."""
+        """Look at the weights before a checkpoint that is asked for, unless they are tested, or others must join."""
         if self.agreement.ranks is None and not self.controller.is_open:
             self.check_weights()
 
