@@ -41,6 +41,7 @@ _REASONS = {
 }
 
 
+TOO_LARGE_SINCE = "the updates since step {:,} were too large, as the weights were damaged"
 TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
 
 
@@ -195,13 +196,11 @@ class Remedies:
         is_calm = alarm is Alarm.NOT_FINITE and lineage.progress.is_calm(since)
         why = ""
         if (is_relapse and not (is_calm or (limit.is_share and lineage.was_calm)) and not lineage.num_older) or is_rate:
-            # Of weights that are damaged before any update is made, the updates are not the cause.
             again = "training on has damaged healthy weights again, so the updates are probably too large"
-            why = again if undone else ""
-            if is_rate:
-                why = "the updates are probably too large from the start on, as the losses rose"
-            lineage.level_before = backup.usual
-            lineage.num_lowered += 1
+            first = "the updates are probably too large from the start on, as the losses rose"
+            # Of weights that are damaged before any update is made, the updates are not the cause.
+            why = first if is_rate else again if undone else ""
+            lineage.level_before, lineage.num_lowered = backup.usual, lineage.num_lowered + 1
             by = DIVISOR if lineage.num_lowered <= 2 else LASTING_DIVISOR
             how = {"by": by, "least": LOWEST_SHARE * lr, "goal": backup.usual}
             if is_early:
@@ -217,8 +216,7 @@ class Remedies:
         if is_too_large or why:
             self._state.norms.begin(step)
         if is_too_large and undone:
-            cause = f"the updates since step {backup.step:,} were too large, as the weights were damaged"
-            self._name_cause(cause, UPDATE)
+            self._name_cause(TOO_LARGE_SINCE.format(backup.step), UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
         incident = self._state.incidents.current
         if not why and incident is not None and "were too large" in incident.cause:
@@ -240,8 +238,7 @@ class Remedies:
             # The initial state: nothing was known of its losses.
             self._sentry.forget()
         lineage.progress.went_back(backup.recent, backup.updates)
-        lineage.begin(backup, max(LEAST_TRIAL, 2 * undone))
-        lineage.was_calm = is_calm
+        lineage.begin(backup, max(LEAST_TRIAL, 2 * undone), was_calm=is_calm)
         return not (is_relapse or is_early)
 
     def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:

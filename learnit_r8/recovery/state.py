@@ -305,15 +305,15 @@ class Lineage(SavedFields):
         """Count the rises that were not sudden."""
         self.relapses = (self.relapses if self.is_soon else 0) + (not is_sudden)
 
-    def begin(self, backup: Backup, trial: int = 0) -> None:
-        """Start counting at a backup that was restored; ``trial`` as the attribute."""
+    def begin(self, backup: Backup, trial: int = 0, *, was_calm: bool = False) -> None:
+        """Start counting at a backup that was restored; ``trial`` and ``was_calm`` as the attributes."""
         self.num_restores = self.num_restores + 1 if self.is_proving and self.since == backup.updates else 1
         if not self.is_proving:
             self.gained = self.updates
         self.failed_at = self.updates
         self.updates = self.since = backup.updates
         self.explosions.batch = None
-        self.trial, self.is_proving = trial, trial > 0
+        self.trial, self.is_proving, self.was_calm = trial, trial > 0, was_calm
         self.rates.clear()
 
 
