@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from . import launcher
+from . import Notice, launcher
 from .caller import warn
 from .event import Event, Listener
-from .run import Notice
 
 
 class RunControl(Protocol):

@@ -134,6 +134,7 @@ def test_a_refused_spike_leaves_the_statistics_of_a_norm_as_they_were():
     assert all(map(all, found))
 
 
+@pytest.mark.filterwarnings("ignore:.*batches were left out for their high losses")
 def test_bad_batches_among_those_that_test_weights_say_nothing_of_them():
     """Where no witness can be drawn, the median of eight losses stands for one: not one bad one in four."""
     batches, model, num_trained = batches_of(*clouds()) * 2, network(), 0
@@ -303,6 +304,7 @@ def test_what_comes_back_on_resume_alone_is_not_looked_at():
     assert adapter.scheduler.sentry.num_refused == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*batches were left out for their high losses")
 def test_weights_that_prove_healthy_time_and_again_make_no_absurd_loss_usual():
     """Of one batch in six: each is left out, and only the first ones cost tests of the weights."""
     x, y = clouds()
