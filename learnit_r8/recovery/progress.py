@@ -73,6 +73,15 @@ CALM = 4
 SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
 
+TIMES_THE_NEXT = 1000
+"""Times the highest of the losses after it from which a first loss is said to be that of a bad batch."""
+
+FIRST_WAS_FAR = (
+    "the loss of the first batch ({:.4g}) was {:,.0f} times as high as the highest of those after it: unless that is "
+    "expected, the batch was bad, and its step may keep the updates small for long, as the optimizer's averages hold "
+    "its gradient (Adam, Adagrad). Nothing was tested, and nothing changed."
+)
+
 
 @dataclass(eq=False)
 class Progress(SavedFields):
@@ -141,6 +150,14 @@ class Progress(SavedFields):
             # Where the record is unknown, so is the loss of the untrained model.
             self.start = float(np.fmax(self.record, np.median(self.recent)))
             self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
+
+    def first_was_far(self, updates: int) -> str:
+        """What is to be said of a first loss that is far above all others so far; "" for nothing."""
+        if not FIRST <= len(self.recent) == updates:
+            return ""
+        first, *others = self.recent
+        most = max(others)
+        return FIRST_WAS_FAR.format(first, first / most) if first > TIMES_THE_NEXT * most > 0 else ""
 
     @property
     def level(self) -> float:

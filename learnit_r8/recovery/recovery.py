@@ -301,6 +301,8 @@ class RecoveryController:
                 progress.first.append(loss)
             if progress.start != progress.start:
                 progress.find_start(self.witnesses.first)
+                if far := progress.first_was_far(updates):
+                    self._announcer.warn_once("first batch", far)
             # Between two steps, as it may put a state back; several losses may come at once before that.
             state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
         else:

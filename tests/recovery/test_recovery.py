@@ -559,3 +559,24 @@ def test_unknown_states_are_tried_in_turn():
             r8.report(r8.draw(), NAN)
 
     assert got == [{"w": 1}] * 3
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["planned", "own"])
+@pytest.mark.parametrize(("first", "is_said"), [(5000.0, True), (900.0, False), (NAN, False)])
+def test_a_first_batch_far_above_all_after_it_is_said(first, is_said, is_own):
+    """Its loss is the first, so nothing refuses it; Adam's moments then hold its gradient for hundreds of steps."""
+    batches = {"scheduler_mode": "keep"} if is_own else {"num_samples": 640, "batch_size": 32}
+    r8 = R8Scheduler(
+        num_epochs=2, state_callback=lambda: {"w": np.ones(2)}, load_callback=lambda _: None, handle_signals=False,
+        **batches,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in r8.epoch_iterator():
+            for _ in r8.batches(range(20)) if is_own else r8.batch_iterator():
+                r8.update_with_loss(first if not r8.global_step else 1 / (1 + 0.1 * r8.global_step))
+        r8.close()
+
+    said = [str(each.message) for each in caught if "the loss of the first batch" in str(each.message)]
+    assert len(said) == is_said
+    assert not said or "(5000) was 5,500 times as high as the highest of those after it" in said[0]
