@@ -97,7 +97,7 @@ def test_a_rate_that_is_too_high_from_the_start_is_said_with_the_one_that_held()
     # Backups that follow the clock would differ on a busy machine.
     said, heard, _ = train(lr=10.0, backup_every=8)
 
-    (text,) = [each for each in said if each.startswith("the rate is too high from the start: ")]
+    (text,) = [each for each in said if each.startswith("the rate is probably too high from the start: ")]
     assert "of yours held for" in text
     assert heard.of(events.IncidentEnded)
 
