@@ -268,7 +268,8 @@ class RecoveryController:
             if incident is not None and incident.held_from_start and limit.ceiling < math.inf and not limit.is_ignored:
                 held, now = f"{incident.held_from_start:.3g}", limit.ceiling_text
                 held = now if now.startswith(held) else f"{held} to {now}"
-                text = f"the rate is probably too high from the start: {held} held for {lineage.since_restore:,} updates"
+                since = lineage.since_restore
+                text = f"the rate is probably too high from the start: {held} held for {since:,} updates"
                 self._incidents.note(self.live.step, text)
                 self._announcer.warn_once("too high from the start", f"{text}.")
             self._incidents.end()
