@@ -331,7 +331,7 @@ def test_damaged_state_is_refused_whole():
     with pytest.raises(ValueError, match="state must be what state_dict\\(\\) returned, got a damaged one"):
         r8.load_state_dict(state)
     assert repr(r8.state_dict()) == before
-    with pytest.raises(ValueError, match=r"of format 2 or older, got format 99"):
+    with pytest.raises(ValueError, match=r"of format 3 or older, got format 99"):
         r8.load_state_dict({**other.state_dict(), "format": 99})
 
 

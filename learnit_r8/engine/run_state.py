@@ -54,7 +54,7 @@ IN_VAIN = (
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError)
 """What reading a state of the wrong values raises."""
 
-FORMAT, OF_01C0F9E2 = 2, 1
+FORMAT, OF_01C0F9E2 = 3, 1
 """Format of the whole state, and what 01c0f9e2 saved. A change of a part adds one to the former, and the part must
 still read the formats before it, down to that of the files in ``tests/runs/saved``."""
 

@@ -49,6 +49,18 @@ def trained(steps=30):
     return r8
 
 
+def test_states_of_format_2_are_read():
+    """They lack what recovery remembers since then, which begins anew."""
+    older = {**trained(8).state_dict(), "format": 2}
+    del older["recovery"]["lineage"]["was_calm"], older["recovery"]["incidents"]["num_high"]
+    fresh = R8Scheduler(320, batch_size=32, num_steps=60)
+
+    fresh.load_state_dict(older)
+
+    now = fresh.state_dict()["recovery"]
+    assert (fresh.global_step, now["lineage"]["was_calm"], now["incidents"]["num_high"]) == (8, False, 0)
+
+
 def test_newer_states_are_refused():
     """A state that a newer package has saved is refused, and nothing is changed."""
     newer = {**trained(8).state_dict(), "format": FORMAT + 1}
