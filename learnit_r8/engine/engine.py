@@ -25,14 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import events
-from .._validation import shortened
 from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..policies.registry import STEADY
 from ..recovery.progress import EARLY_UPDATES
 from ..recovery.state import LOOK_MASK
 from ..sources.chunk import OPEN, OUT_AGAIN, Batch
-from ..sources.ticket import Outcome, Ticket
+from ..sources.ticket import Outcome, Ticket, check_ticket
 from ..table.losses import EXACT, Reading, read_number
 from . import run_state
 from .pace import Tally
@@ -290,10 +289,7 @@ class Engine:
     ) -> Outcome:  # fmt: skip
         """Report the loss of a batch; see `R8Scheduler.report`."""
         if type(ticket) is not Ticket:
-            raise TypeError(
-                f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give "
-                "the losses to update_with_loss()."
-            )
+            check_ticket(ticket)
         turns, pace, sentry, began, outcome = self.turns, self.pace, self.sentry, self.clock(), None
         while outcome is None:
             judged = self._judge(ticket, loss, part_size, grad_norm, skipped, predictions)

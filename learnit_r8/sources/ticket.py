@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import shortened
 from ..guard.verdict import Verdict
 from ..policies.base import Policy
 from .chunk import OPEN, OUT_AGAIN, Batch, Chunk, FollowedChunk
@@ -70,6 +71,16 @@ class Outcome(NamedTuple):
     def __bool__(self) -> bool:
         # A restored model must not take a step with gradients of the old weights.
         return self.verdict in _COUNTED and self.rolled_back_to is None
+
+
+def check_ticket(ticket: Any) -> Ticket:
+    """The same; raises TypeError if it is something else, such as the number of a batch."""
+    if type(ticket) is not Ticket:
+        raise TypeError(
+            f"ticket must be what draw() returned, got {shortened(ticket)}. In a loop over batch_iterator() give the "
+            "losses to update_with_loss()."
+        )
+    return ticket
 
 
 def refuse_weights(policy: Policy, ticket: Ticket | None = None) -> None:

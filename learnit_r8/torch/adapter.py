@@ -13,7 +13,7 @@ from .._validation import loop_method, no_attribute
 from ..bridge.prefetch import Prefetch
 from ..events.caller import say_at_exit
 from ..guard.verdict import GOOD
-from ..sources.ticket import Outcome, Ticket, refuse_weights
+from ..sources.ticket import Outcome, Ticket, check_ticket, refuse_weights
 from ..state.callbacks import OWN, call_load
 from ..state.tree import clone
 from ..table.labels.predictions import Predictions
@@ -335,7 +335,7 @@ class Adapter:
         shares = None
         found: Ticket | None = None
         if self._feed is None:
-            found = find_batch(self.sampler.batches, ahead=self._ahead) if ticket is None else ticket
+            found = find_batch(self.sampler.batches, ahead=self._ahead) if ticket is None else check_ticket(ticket)
             count = len(found.indices if self.num_ranks == 1 else self._sharing.part(found.indices))
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
@@ -458,7 +458,7 @@ class Adapter:
             if not outcome:
                 self._look_for_others(*losses)
             return outcome
-        found = self.in_hand if ticket is None else ticket
+        found = self.in_hand if ticket is None else check_ticket(ticket)
         refuse_weights(self.scheduler.policy, found)
         count = len(self._sharing.part(found.indices))
         read = read_losses(losses[0], count)

@@ -92,6 +92,8 @@ MISTAKES = [
     *[(lambda name=name: adapted().loader(**{name: 1}), ValueError,
        rf"{name} must be left out, the scheduler decides it, got 1\.")
       for name in ("batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")],
+    *[(lambda act=act: getattr(adapted(), act)(torch.ones(16), ticket=3), TypeError,
+       r"ticket must be what draw\(\) returned, got 3\.") for act in ("loss", "report")],
     # torch itself refuses to shuffle what a batch sampler orders.
     (lambda: torch.utils.data.DataLoader(DIGITS, batch_sampler=adapted().sampler, shuffle=True), ValueError,
      "batch_sampler option is mutually exclusive"),
