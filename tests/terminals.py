@@ -106,7 +106,9 @@ class Terminal:
         while not holds():
             assert time.monotonic() < end, f"waited for {sought!r} in vain:\n{self.text}\n{self.raw[-2000:]!r}"
             # What the program wrote last is read only as its end is seen.
-            assert not self.has_ended() or holds(), f"ended before {sought!r}:\n{self.text}\n{self.raw[-3000:].decode()}"
+            assert not self.has_ended() or holds(), (
+                f"ended before {sought!r}:\n{self.text}\n{self.raw[-3000:].decode()}"
+            )
             self.read()
 
     def has_ended(self):
