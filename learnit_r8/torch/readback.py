@@ -206,10 +206,12 @@ class SingleProcess:
         rank: Number of this process among them.
         size: Processes.
         gather: Returns the values of all processes, on each of them; None, as there is one.
+        watching: Returns a ``with`` block in which processes wait for each other; this one has nobody to wait for.
     """
 
     rank, size = 0, 1
     gather = None
+    watching = contextlib.nullcontext
 
     def settings(self, settings: SchedulerSettings) -> SchedulerSettings:
         """The settings for the scheduler of this process.
@@ -235,10 +237,6 @@ class SingleProcess:
         """
         return readback_on(device)
 
-    def watching(self) -> contextlib.AbstractContextManager[None]:
-        """A ``with`` block in which processes wait for each other; this one has nobody to wait for."""
-        return _NO_WAIT
-
     def between_steps(self, r8: R8Scheduler, num_held_back: int) -> None:
         """Let the scheduler do what is due.
 
@@ -261,7 +259,5 @@ class SingleProcess:
             **settings: Options of the adapter that must be the same in all processes.
         """
 
-
-_NO_WAIT = contextlib.nullcontext()
 
 ALONE = SingleProcess()

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .proof import DIFFERS, EXACT, UNKNOWN, Proof, Restart, prove
-from .report import lines_of
+from .proof import prove
+from .report import DIFFERS, EXACT, UNKNOWN, Proof, Restart, lines_of
 
 __all__ = ["DIFFERS", "EXACT", "UNKNOWN", "Proof", "Restart", "assert_resumes", "prove"]
 

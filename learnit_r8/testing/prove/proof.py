@@ -6,17 +6,16 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import comparison as compared
-from .comparison import Difference, Rows, evidence, generators_that_differ
+from .comparison import Difference, evidence, generators_that_differ
 from .launches import CannotSay, Launch, Step, Workshop, saves_of
 from .probe import EVERY
+from .report import DIFFERS, EXACT, UNKNOWN, Proof, Restart
 
 FEWEST = 4
 """Steps that a training must have: one before the checkpoint, one lost, two to compare."""
-
-EXACT, DIFFERS, UNKNOWN = 0, 1, 2
 
 HOW = 'give the command that goes on as --resume "CMD", for instance --resume "python train.py --resume last.pt".'
 NOTHING = "the training writes no file before its last step, so there is nothing to go on from: save more often."
@@ -24,36 +23,6 @@ UNHEARD = "the command does not train, trains in JAX or Keras (not heard yet), o
 
 REPEATABLE = {"optimizer", "backward passes", "rates", "settings", "batches", "content", "scaler"}
 """Parts that are compared to the bit, if they do repeat themselves, where losses and weights do not."""
-
-
-class Restart(NamedTuple):
-    """One kill and what came of it: after which step it was, after which the training went on, steps then compared.
-
-    ``difference`` is the first one.
-    """
-
-    killed: int
-    went_on: int
-    compared: int
-    difference: Difference | None = None
-
-
-class Proof(NamedTuple):
-    """What was found: ``code`` is 0 (resumes exactly), 1 (differs) or 2 (cannot say, for the reason in ``why``).
-
-    ``rows`` are the evidence: step, what, without the kill, with it. ``is_second_only`` says that the difference needs
-    a training that was resumed before.
-    """
-
-    code: int
-    why: str = ""
-    steps: int = 0
-    restarts: tuple[Restart, ...] = ()
-    difference: Difference | None = None
-    is_second_only: bool = False
-    rows: Rows = ()
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
 
 
 class Trial:

@@ -1,12 +1,14 @@
-"""What a proof found, as text, as a page and for programs: the name of each difference, and the line that mends it."""
+"""What a proof found: the record of it, as text, as a page and for programs, and the line that mends a difference."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from .proof import DIFFERS, EXACT, Proof
+from .comparison import Difference, Rows
+
+EXACT, DIFFERS, UNKNOWN = 0, 1, 2
 
 LOADER = "for batch in adapter.loader(): ...  # of attach(model, optimizer, dataset, ...); goes on at the next batch"
 ATTACH = "attach(model, optimizer, ...)  # saves model, optimizer and the random generators"
@@ -36,6 +38,36 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "unknown": ("something that is not heard", "look at what the script keeps beside its model and optimizer", ""),
 }  # fmt: skip
 """By kind of difference: its name; the line that mends it in plain torch, and with R8, where R8 does."""
+
+
+class Restart(NamedTuple):
+    """One kill and what came of it: after which step it was, after which the training went on, steps then compared.
+
+    ``difference`` is the first one.
+    """
+
+    killed: int
+    went_on: int
+    compared: int
+    difference: Difference | None = None
+
+
+class Proof(NamedTuple):
+    """What was found: ``code`` is 0 (resumes exactly), 1 (differs) or 2 (cannot say, for the reason in ``why``).
+
+    ``rows`` are the evidence: step, what, without the kill, with it. ``is_second_only`` says that the difference needs
+    a training that was resumed before.
+    """
+
+    code: int
+    why: str = ""
+    steps: int = 0
+    restarts: tuple[Restart, ...] = ()
+    difference: Difference | None = None
+    is_second_only: bool = False
+    rows: Rows = ()
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def headline(proof: Proof) -> str:
