@@ -432,34 +432,31 @@ def rounds(parts: list[Part]) -> Iterator[list[Part]]:
     if not parts:
         return
     indices = _joined(parts)
-    ordered = indices.take(order_of(indices))
-    if ordered[0] >= 0 and (ordered[1:] != ordered[:-1]).all():
+    order = order_of(indices)
+    ordered = indices[order]
+    again = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if ordered[0] >= 0 and not len(again):
         yield parts
         return
-    parts = [some for each in parts for some in distinct(each)]
+    part_of = np.repeat(np.arange(len(parts)), [len(each.indices) for each in parts])
+    before, after = part_of[order[again]], part_of[order[again + 1]]
+    if ordered[0] < 0 or (before == after).any():
+        yield from rounds([some for each in parts for some in distinct(each)])
+        return
+    # The newest part before each that holds one of its samples.
+    newest = np.full(len(parts), -1)
+    np.maximum.at(newest, after, before)
     start = 0
-    for place, last in enumerate(_newest_before(parts).tolist()):
+    for place, last in enumerate(newest.tolist()):
         if last >= start:
             yield parts[start:place]
             start = place
-    if parts:
-        yield parts[start:]
+    yield parts[start:]
 
 
 def _joined(parts: list[Part]) -> Ints:
     """int64[M], the samples of all parts."""
     return np.concatenate([np.empty(0, np.int64), *(each.indices for each in parts)])
-
-
-def _newest_before(parts: list[Part]) -> Ints:
-    """int64[P], the newest part up to each that holds one of its samples, itself if one is in it twice; -1 for none."""
-    indices = _joined(parts)
-    order = order_of(indices)
-    again = np.flatnonzero(np.diff(indices[order]) == 0)
-    place = np.repeat(np.arange(len(parts)), [len(each.indices) for each in parts])
-    newest = np.full(len(parts), -1)
-    np.maximum.at(newest, place[order[again + 1]], place[order[again]])
-    return newest
 
 
 def distinct(part: Part) -> list[Part]:
