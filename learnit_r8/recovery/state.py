@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from .. import events
 from ..events.bus import Announcer
 from ..events.incident import MOST_FINDINGS, Incident
@@ -349,9 +347,9 @@ class DeadParameters(SavedFields):
     @property
     def are_most(self) -> bool:
         """Whether nearly all parameters are dead, though the loss still has a gradient."""
-        sizes, looks = np.array(self.found, np.int64).reshape(-1, 2).T
-        total, dead = sizes[looks >= 0].sum(), sizes[looks >= DEAD_LOOKS].sum()
-        return bool(DEAD_SHARE * total <= dead < total)
+        total = sum([size for size, looks in self.found if looks >= 0])
+        dead = sum([size for size, looks in self.found if looks >= DEAD_LOOKS])
+        return DEAD_SHARE * total <= dead < total
 
     @property
     def since(self) -> int:
