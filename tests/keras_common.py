@@ -27,6 +27,8 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.engine.settings import grouped
 from learnit_r8.keras import R8Callback
 
+BACK_END = keras.backend.backend()
+on_tensorflow = pytest.mark.skipif(BACK_END != "tensorflow", reason="only TensorFlow has what this is about")
 DIGITS = load_digits()
 X = (DIGITS.data / 16).astype("float32")[:500]
 Y = DIGITS.target[:500]
@@ -111,12 +113,10 @@ def reconstructing(kinds):
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
             return keras.ops.mean((x - y_pred) ** 2)
 
-        def train_step(self, data):
-            kinds.append(type(data))
-            with tf.GradientTape() as tape:
-                loss = self.compute_loss(x=data, y_pred=self(data))
-            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
-            return {"loss": loss}
+        def train_step(self, *given):
+            # On JAX the state comes first.
+            kinds.append(type(given[-1]))
+            return super().train_step(*given)
 
     model = Own()
     model.compile("sgd")

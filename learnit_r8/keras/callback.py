@@ -17,7 +17,7 @@ from .devices import TOO_FEW, num_replicas, scope_of, split, strategy_of
 from .fit_callback import FitCallback
 from .losses import LossRecorder
 from .own_batches import OwnBatchesCallback
-from .train_function import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit
+from .train_function import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit, yield_steps
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -152,8 +152,7 @@ class R8Callback(FitCallback):
         if self.dataset.is_finished:
             # The run was over when it was resumed.
             if iterator is not None:
-                # Steps counted from 0 to 1 by -1: none.
-                iterator._num_batches, iterator.steps_per_execution = 1, -1
+                iterator._enumerate_iterator = lambda: yield_steps(iter(()), self.model)
             self.model.stop_training = True
             r8.host.say_once("finished", FINISHED.format(r8.global_step), is_warning=False)
             return
@@ -171,6 +170,10 @@ class R8Callback(FitCallback):
         """Let TensorFlow gather the batches, where it can, in place of the Python generator that Keras made."""
         replaced, replicas = getattr(iterator, "_distributed_dataset", None), num_replicas(self.model)
         if replaced is None:
+            if self.dataset.is_bare:
+                # As below, where a batch is what Python makes it.
+                batches = type(iterator)._get_iterator
+                iterator._get_iterator = lambda: (columns[0] for columns in batches(iterator))
             return
         if replicas > 1:
             replaced = iterator.data_adapter.get_tf_dataset()

@@ -49,7 +49,6 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         r8: As given.
         drawn: The batches of the epoch.
         is_finished: Whether the run was over before, as one that is resumed and had ended: ``fit`` trains nothing then.
-        is_bare: Whether a batch is the inputs alone, and ``fit`` on them would hand them on without a tuple.
     """
 
     def __init__(
@@ -67,7 +66,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         # A subclass may make more of a batch.
         self._is_own = type(self).__getitem__ is not R8Dataset.__getitem__
         has_more = y is not None or sample_weight is not None or isinstance(x, (tuple, list)) or r8.policy.selects
-        self.is_bare = not (self._is_own or has_more)
+        self._is_bare = not (self._is_own or has_more)
         for name, data in (("x", x), ("y", y), ("sample_weight", sample_weight)):
             check_rows(name, data, r8.table.num_samples)
         self._data = (x, y, sample_weight)
@@ -110,6 +109,11 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
             ValueError: it is batched, shuffles or repeats, or as for R8Dataset.
         """
         return SamplePipeline(samples_of(dataset, r8.table.num_samples), r8)
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a batch is the inputs alone, which a plain ``fit`` on them hands on without a tuple."""
+        return self._is_bare
 
     def __len__(self) -> int:
         """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.
@@ -269,7 +273,6 @@ class SamplePipeline(R8Dataset):
         check_rows("tensors", tensors, r8.table.num_samples)
         super().__init__(tensors, None, r8)
         refuse_weights(r8)
-        self.is_bare = False
         with tf.device("CPU"):
             columns = take_rows(tensors, np.zeros(0, np.int64), lambda column, _: tf.convert_to_tensor(column))
         self._size = min(r8.table.batch_size, r8.table.num_samples)
@@ -307,6 +310,11 @@ class SamplePipeline(R8Dataset):
         new = self._then(lambda dataset, _: dataset.unbatch())
         new._is_cut = True
         return new
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether a batch is one tensor, which a plain ``fit`` hands on without a tuple."""
+        return not isinstance(self.element_spec, (tuple, dict))
 
     @property
     def element_spec(self) -> Any:

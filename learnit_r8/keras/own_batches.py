@@ -21,7 +21,7 @@ from .fit_callback import FitCallback
 from .live_values import RateFactor
 from .losses import Heard, StepMemory, StepRecorder
 from .state import ModelState
-from .train_function import check_alone, local_of_fit, scope_of_fit
+from .train_function import check_alone, local_of_fit, scope_of_fit, yield_steps
 
 STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
 """What a step returns of its own: its loss, and the rate it was taken at."""
@@ -305,7 +305,8 @@ class OwnBatchesCallback(FitCallback):
             self._r8.feed.expect_epochs_of(steps)
         num_had, iterator = self._batches.begin_pass(epoch), local_of_fit("epoch_iterator")
         if num_had:
-            iterator._enumerate_iterator = functools.partial(_behind, iterator, num_had, self._r8.host)
+            behind = functools.partial(_behind, iterator, num_had, self._r8.host)
+            iterator._enumerate_iterator = lambda: yield_steps(behind(), self.model)
         assert self._recorder is not None
         self._recorder.begin()
 

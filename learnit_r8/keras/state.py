@@ -305,9 +305,11 @@ def as_numpy(variable: Any) -> NDArray[Any]:
 
 def to_numpy(value: Any) -> NDArray[Any]:
     """A tensor of any back end, where it can be seen without a copy."""
-    value = value.detach().cpu() if hasattr(value, "detach") else value
+    # numpy lacks bfloat16 and the like; float32 holds them exactly.
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype).startswith(("torch.bfloat", "torch.float8")) else value
     array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
-    # Of bfloat16 and the like, which numpy lacks; float32 holds them exactly.
     return array if is_own_kind(array.dtype) else array.astype(np.float32)
 
 

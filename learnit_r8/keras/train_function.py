@@ -368,6 +368,35 @@ def scope_of_fit(model: Any) -> Callable[[FrameType | None], bool]:
     return is_running
 
 
+def yield_steps(steps: Iterator[Any], model: Any) -> Iterator[Any]:
+    """What a Keras iterator yields in an epoch of the ``fit`` that is running, in which there may be no step to take.
+
+    JAX's trainer cannot do without the logs of a last step: it gets one that does nothing and that no callback hears.
+
+    Args:
+        steps: What is left of the epoch, as Keras counts it.
+        model: The one that is fitted.
+    """
+    first = next(steps, None)
+    if first is not None:
+        yield first
+        yield from steps
+        return
+    if keras.backend.backend() != "jax":
+        return
+    callbacks: Any = local_of_fit("callbacks")
+    names, train_function = ("on_train_batch_begin", "on_train_batch_end"), model.train_function
+    heard = {name: getattr(callbacks, name) for name in names}
+
+    def end_step(*_: Any) -> None:
+        model.train_function = train_function
+        vars(callbacks).update(heard)
+
+    model.train_function = lambda state, _: ({}, state)
+    vars(callbacks).update(zip(names, (lambda *_: None, end_step), strict=True))
+    yield 0, 0, iter(())
+
+
 def method_of_model() -> str:
     """Which method of a model is running in this thread: "fit", "evaluate" or "predict"; "" if there is none."""
     return next((frame.f_code.co_name for frame in _of_models(inspect.currentframe())), "")

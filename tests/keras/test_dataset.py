@@ -10,7 +10,7 @@ import keras
 
 from learnit_r8.keras import R8Dataset
 from tests.drive import Weighing
-from tests.keras_common import Watch, X, Y, classifier, fit, scheduler, tf
+from tests.keras_common import Watch, X, Y, classifier, fit, on_tensorflow, scheduler, tf
 
 
 class Files:
@@ -134,6 +134,7 @@ def gathered_by_python(dataset, **arguments):
     return dataset.asked
 
 
+@on_tensorflow
 @pytest.mark.parametrize("form", ["array", pytest.param("tensor", marks=pytest.mark.program)])
 def test_tensorflow_gathers_plain_arrays(form):
     """Rows of arrays and tensors are not gathered by Python, but for the first batches, which Keras looks at."""

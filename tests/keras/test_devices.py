@@ -11,10 +11,10 @@ pytest.importorskip("tensorflow")
 import keras
 
 from learnit_r8.keras import R8Callback, R8Dataset
-from tests.keras_common import At, Watch, X, Y, classifier, fit, poison, scheduler, tf, true_losses
+from tests.keras_common import At, Watch, X, Y, classifier, fit, on_tensorflow, poison, scheduler, tf, true_losses
 from tests.programs import ROOT, printed_by, started
 
-pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
+pytestmark = [on_tensorflow, pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
 def mirrored(count=2, **arguments):

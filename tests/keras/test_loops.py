@@ -13,13 +13,15 @@ import keras
 
 from learnit_r8.keras import ModelState, batch_dataset, model_callbacks, sample_losses
 from tests.drive import Weighing
-from tests.keras_common import CROSS_ENTROPY, X, Y, classifier, poison, scheduler, tf, true_losses
+from tests.keras_common import BACK_END, CROSS_ENTROPY, X, Y, classifier, poison, scheduler, tf, true_losses
 
 
 class Loop:
     """A custom loop: a model, its batches, and a compiled step that counts how often it was traced."""
 
     def __init__(self, r8, model=None, *, is_kept=False):
+        if BACK_END != "tensorflow":
+            pytest.skip("models of other back ends do not run under tf.function")
         self.model = model or classifier()
         self.optimizer = keras.optimizers.SGD(lambda: self.batches.lr)
         kept = {"model": self.model, "optimizer": self.optimizer} if is_kept else {}

@@ -1,5 +1,7 @@
 """Scripts of Keras that nobody here wrote: a finished run once more, a data set of indices, inputs alone."""
 
+import functools
+
 import pytest
 
 pytest.importorskip("keras")
@@ -11,28 +13,74 @@ import numpy as np
 from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback, R8Dataset
 from tests.keras_common import CROSS_ENTROPY, At, X, Y, classifier, fit, poison, reconstructing, scheduler
+from tests.programs import ROOT, printed_by
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
 
-def test_a_finished_run_that_is_resumed_trains_nothing(tmp_path):
-    """The same program once more ends at once, with the model as it was."""
+def test_a_finished_run_that_is_resumed_trains_nothing(tmp_path, capsys):
+    """The same program once more ends at once, with the model as it was, which is validated."""
 
     def run():
         model = classifier()
         r8 = scheduler(num_epochs=1, checkpoint_dir=tmp_path, resume="auto")
         dataset = R8Dataset(X, Y, r8)
         callback, trained = R8Callback(dataset, model), []
-        fit(model, dataset, At(r8, r8.global_step, trained.append), callback=callback)
+        # Two epochs are asked for, and the run is over in the first.
+        found = model.fit(
+            dataset, epochs=2, shuffle=False, verbose=2, validation_data=(X[:50], Y[:50]),
+            callbacks=[callback, At(r8, r8.global_step, trained.append)],
+        )  # fmt: skip
         r8.close()
-        return r8.global_step, model.get_weights(), trained
+        return r8.global_step, model.get_weights(), trained, found.epoch, found.history
 
     first, again = run(), run()
+    shown = capsys.readouterr().out
 
     assert first[0] == again[0] == 16
     assert first[2]
     assert not again[2]
     assert all((one == two).all() for one, two in zip(first[1], again[1], strict=True))
+    assert first[3] == again[3] == [0]
+    assert again[4] == {"val_loss": [pytest.approx(first[4]["val_loss"][0])]}
+    assert shown.count("val_loss") == 2
+
+
+class Left(Exception):
+    pass
+
+
+def test_a_fit_that_is_left_behind_the_last_step_of_an_epoch(tmp_path):
+    """The epoch has no step left: its end comes as that of any other, with validation, and the next epoch follows."""
+
+    class Leave(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            steps.append(batch)
+
+        def on_train_batch_end(self, batch, logs=None):
+            if r8.global_step == 16:
+                r8.save_checkpoint()
+
+        def on_epoch_end(self, epoch, logs=None):
+            if r8.global_step == 16 and not resumes:
+                raise Left
+
+    given = {"scheduler_mode": "keep", "num_epochs": 2, "checkpoint_dir": tmp_path, "resume": "auto"}
+    for resumes in (False, True):
+        model, r8, steps = classifier(), R8Scheduler(**given, handle_signals=False), []
+        fitted = functools.partial(
+            model.fit, X, Y, initial_epoch=r8.current_epoch, epochs=2, verbose=0, validation_data=(X[:50], Y[:50]),
+            callbacks=[R8Callback(r8, model), Leave()],
+        )  # fmt: skip
+        if not resumes:
+            with pytest.raises(Left):
+                fitted()
+            r8.host.saver.store.release()
+    found = fitted()
+    r8.close()
+
+    assert (r8.global_step, steps, found.epoch) == (32, [*range(16)], [0, 1])
+    assert {name: len(each) for name, each in found.history.items()} == {"loss": 1, "val_loss": 2}
 
 
 def test_a_data_set_of_indices_that_a_subclass_looks_up_builds_the_model():
@@ -112,3 +160,11 @@ def test_a_resumed_fit_has_the_orders_of_the_whole_one(is_cached, tmp_path):
 
     assert done == 1
     assert all(map(np.array_equal, whole, parts))
+
+
+@pytest.mark.parametrize("back_end", ["jax", "torch"])
+def test_other_back_ends(back_end):
+    """What a trainer of Keras does by itself, it is made to do there, too."""
+    chosen = "-q", "-p", "no:cacheprovider", "-m", "program", "-k", "trains_nothing or left_behind or inputs_alone"
+    files = __file__, str(ROOT / "tests" / "keras" / "test_sample_pipeline.py")
+    printed_by(ROOT, "-m", "pytest", *chosen, *files, KERAS_BACKEND=back_end, JAX_PLATFORMS="cpu")

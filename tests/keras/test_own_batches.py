@@ -36,6 +36,7 @@ from tests.keras.own_fits import (
     schedule,
     share_of_step,
 )
+from tests.keras_common import on_tensorflow
 from tests.programs import ROOT, printed_by
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -142,8 +143,12 @@ def test_what_cannot_be_watched_is_said():
             super().__init__()
             self.net = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1)])
 
-        def train_step(self, data):
-            return {"size": tf.reduce_mean(self.net(data[0]))}
+        def call(self, x):
+            return self.net(x)
+
+        def train_step(self, *given):
+            logs = {"size": keras.ops.mean(given[-1][0])}
+            return (logs, given[0]) if BACK_END == "jax" else logs
 
     silent = Silent()
     silent.compile()
@@ -209,6 +214,7 @@ class Probe(keras.Model):
         return {"loss": self.tracker.result()}
 
 
+@on_tensorflow
 @pytest.mark.parametrize("several", [False, True])
 def test_an_optimizer_is_built_by_its_first_step(several):
     """As without R8 over what the step trains; a refused step leaves it as it was, the first one too, at its rate."""
@@ -239,6 +245,7 @@ class NoisyProbe(Probe):
         return super().train_step((x + tf.random.normal(tf.shape(x)), y))
 
 
+@on_tensorflow
 @pytest.mark.parametrize("several", [False, True])
 def test_random_numbers_of_tensorflow_go_on_as_a_step_builds_its_optimizer(several):
     """Noise that a step draws does not come again, neither in the step after that nor in another fit."""
@@ -268,6 +275,7 @@ def test_a_model_that_is_built_in_part():
     assert all(map(np.array_equal, trained([R8Callback(R8Scheduler(scheduler_mode="keep"))]), trained([])))
 
 
+@on_tensorflow
 def test_a_loop_under_tf_function():
     """A tf.function loop over tf.data, with the model's two callbacks: equal to the bit, and a NaN healed."""
 

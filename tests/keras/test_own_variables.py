@@ -12,9 +12,9 @@ from learnit_r8 import R8Scheduler
 from learnit_r8.keras import R8Callback
 from learnit_r8.keras.state import own_variables
 
-from ..keras_common import At
+from ..keras_common import At, on_tensorflow
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
+pytestmark = [on_tensorflow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("keras")]
 EPOCHS, STEPS, BATCH = 3, 8, 8
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(EPOCHS * STEPS, BATCH, 5)).astype("f4")

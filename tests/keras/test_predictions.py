@@ -13,7 +13,7 @@ from learnit_r8 import predictions_of as expected_of
 from learnit_r8.keras import R8Dataset, batch_dataset, predictions_of, sample_losses
 from learnit_r8.keras.losses import predictions_in
 from tests.drive import evidence_of
-from tests.keras_common import CROSS_ENTROPY, X, Y, classifier, fit, scheduler, tf
+from tests.keras_common import CROSS_ENTROPY, X, Y, classifier, fit, on_tensorflow, scheduler, tf
 
 LOGITS = np.random.default_rng(0).normal(size=(30, 5)).astype("f4")
 LABELS = np.arange(30) % 5
@@ -47,6 +47,7 @@ def test_one_output_is_the_second_of_two_classes(shape):
     assert np.isfinite(np.asarray(predictions_of([0, 1], np.array([0.0, 0.0], "f4")).margin)).all()
 
 
+@on_tensorflow
 def test_loop_under_tf_function_keeps_the_evidence():
     """A compiled step returns losses and predictions, and every sample has the evidence of its own label."""
     model, r8 = classifier(), scheduler(num_epochs=2)
@@ -100,7 +101,7 @@ def evidence_of_fit(model, loss, y, *, num_epochs=1, run_eagerly=True, **setting
 
 
 def scores(model):
-    return np.asarray(model(X))
+    return keras.ops.convert_to_numpy(model(X))
 
 
 ONE_HOT = np.eye(10, dtype="float32")[Y]
