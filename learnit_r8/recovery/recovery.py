@@ -340,7 +340,7 @@ class RecoveryController:
 
     def refused(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int,
-        own_rate: float | None = None,
+        own_rate: float | None = None, is_undone: bool = False,
     ) -> int | None:  # fmt: skip
         """Answer a refused loss; returns the step of the state that was put back, None if none was.
 
@@ -352,6 +352,7 @@ class RecoveryController:
             lr: The scheduled learning rate.
             most_steady: Most batches of low-loss samples after a restore.
             own_rate: The rate that is the user's own, of which those here are shares; None where there is none.
+            is_undone: Whether the weights are known to be those of the loss, and not those after its step.
 
         Raises:
             TrainingDiverged: too many batches in a row were refused.
@@ -368,7 +369,8 @@ class RecoveryController:
         cause = incident.cause or found.get("text", "")
         incident = replace(incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=cause)
         self._incidents.current = incident
-        if not is_finite:
+        # Else a bad sample may have damaged the weights itself, by its step.
+        if not (is_finite or (is_undone and self.live.damage())):
             self.quarantine.refused(accused, samples)
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         if is_finite and math.isfinite(loss):
