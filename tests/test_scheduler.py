@@ -35,6 +35,7 @@ def test_constant_losses_train(loss, policy):
     assert np.isfinite(r8.table.loss[r8.table.usage_count > 0]).all()
 
 
+@pytest.mark.filterwarnings("ignore:the loss of step 1 is NaN")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("num_good", [0, 1])
 def test_first_epoch_may_teach_nothing(policy, num_good):

@@ -513,7 +513,7 @@ class Engine:
         self.sentry.keep(verdict, judged.memory)
         self._close(ticket)
         if verdict is Verdict.SKIPPED:
-            return None
+            return controller.skipped(ticket, reading, step=pace.step, lr=judged.lr)
         return controller.refused(
             ticket, reading, verdict, step=pace.step, lr=judged.lr, most_steady=self.source.most_steady(ticket.epoch),
             own_rate=self.rates.own, is_undone=is_undone,

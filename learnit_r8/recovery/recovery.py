@@ -76,6 +76,11 @@ NOTHING_TO_RESTORE = (
     "with state_callback, or call update_cpu_backup()."
 )
 
+NAN_SKIPPED = (
+    "the loss of step {:,} is NaN while the weights are finite, and the loss scaler has left its step out: no lower "
+    "scale heals that. Samples whose batches are so again and again are no longer drawn, or named."
+)
+
 BROKEN_DATA = (
     "more than half of the last 100 batches before step {} were refused: the data, the loss function or the code is "
     "broken, or something that R8 was not given, such as a second network and its optimizer.{}"
@@ -395,6 +400,25 @@ class RecoveryController:
             # Else what is restored is said, or what the experiment finds.
             self._announcer.warn_unseen("refused", incident.refusal_text("nothing is learned from it"))
         self._check_end(loss, ticket.lr * unit)
+        return self.live.put_step
+
+    def skipped(self, ticket: Ticket, reading: Reading, *, step: int, lr: float) -> int | None:
+        """Look into a loss that is not finite where a loss scaler has left the step out; arguments as for `refused`.
+
+        A lower scale heals gradients that overflow, but no NaN in the loss, which is computed before it is scaled.
+
+        Returns:
+            The step of a state that was put back, None if none was.
+        """
+        if reading.mean == reading.mean:
+            return None
+        self.begin_call(step, lr)
+        damage = self.live.look()
+        if damage:
+            self.damaged(damage, step=step, lr=lr)
+        else:
+            self.quarantine.refused(*accused_of(reading, ticket))
+            self._announcer.warn_once("skipped", NAN_SKIPPED.format(step))
         return self.live.put_step
 
     def _is_worth_looking(self, *, is_finite: bool) -> bool:
