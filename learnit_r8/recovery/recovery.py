@@ -35,7 +35,7 @@ from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK,
 from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
-from .remedies import Remedies, diverged_text
+from .remedies import BROKEN_DATA, NAN_SKIPPED, SAVED_ON_TRIAL, STANDS_STILL, Remedies, diverged_text
 from .state import BROKEN, EARLIER, EXPLODES_AGAIN, LEAST_SAMPLES, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
@@ -60,30 +60,9 @@ SOON = 16
 ONE_BY_ONE = 8
 """States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
 
-STANDS_STILL = (
-    "after {:,} updates, {:,} of them since your rate reached its highest ({:.3g}), the losses are less than 3 % below "
-    "that of the untrained model: unless that is expected, the rate may be too high or too low, or units may be dead. "
-    "Nothing was tested, and nothing changed."
-)
-
-SAVED_ON_TRIAL = (
-    "the run goes on from weights that were only on trial when they were saved. Those that counted are missing, "
-    "as one of several processes has saved it, or backups were being tested; an earlier checkpoint has them."
-)
-
 NOTHING_TO_RESTORE = (
     "a loss was refused, and there is nothing to restore the model from if its weights are damaged. Pass load_callback "
     "with state_callback, or call update_cpu_backup()."
-)
-
-NAN_SKIPPED = (
-    "the loss of step {:,} is NaN while the weights are finite, and the loss scaler has left its step out: no lower "
-    "scale heals that. Samples whose batches are so again and again are no longer drawn, or named."
-)
-
-BROKEN_DATA = (
-    "more than half of the last 100 batches before step {} were refused: the data, the loss function or the code is "
-    "broken, or something that R8 was not given, such as a second network and its optimizer.{}"
 )
 
 
