@@ -35,6 +35,7 @@ def test_constant_losses_train(loss, policy):
     assert np.isfinite(r8.table.loss[r8.table.usage_count > 0]).all()
 
 
+@pytest.mark.filterwarnings("ignore:the loss of step 1 is NaN")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("num_good", [0, 1])
 def test_first_epoch_may_teach_nothing(policy, num_good):
@@ -46,6 +47,19 @@ def test_first_epoch_may_teach_nothing(policy, num_good):
 
     assert r8.phase == "finished"
     assert np.count_nonzero(r8.table.usage_count) >= 8
+
+
+@pytest.mark.filterwarnings(
+    "ignore:more than half of the last", "ignore:a loss was refused", "ignore:a loss has been refused"
+)
+@pytest.mark.filterwarnings("ignore:a loss was refused, and there is nothing to restore")
+def test_all_of_the_first_epoch_may_be_refused():
+    """A run goes on where all samples are suspects, those of a short last batch, too."""
+    r8 = make(50, batch_size=8, num_epochs=3)
+    for _, indices, _ in steps(r8):
+        r8.update_with_loss(NAN if r8.global_step < r8.steps_per_epoch else batch_loss(indices))
+
+    assert r8.phase == "finished"
 
 
 @pytest.mark.parametrize(("epochs", "total"), [(1, 3), (2, 6), (0.5, 2), (1.4, 5), (0.01, 1)])

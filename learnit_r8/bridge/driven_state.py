@@ -72,13 +72,18 @@ class DrivenState:
             self._holders, self._variables = holders, [each for each in found if hasattr(each, "get_raw_value")]
         self._before = [each.get_raw_value() for each in self._variables]
 
-    def undo(self) -> None:
-        """Put back what `keep` holds, once, but for arrays that the step was given to keep."""
+    def undo(self) -> bool:
+        """Put back what `keep` holds, once, but for arrays that the step was given to keep.
+
+        Returns:
+            Whether the state is now as before the step.
+        """
         before, self._before = self._before, None
         if before is None or _is_given_away(before):
-            return
+            return False
         for variable, value in zip(self._variables, before, strict=True):
             variable.set_raw_value(value)
+        return not self.is_given_away
 
     def judge(self, after: Any, report: Callable[[], Outcome]) -> Outcome:
         """Report the loss of a step; ``after`` takes the place of the state before it if the loss is good.

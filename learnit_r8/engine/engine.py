@@ -469,9 +469,9 @@ class Engine:
                 return None
             turn.is_changing = True
             verdict, put_to = judged.verdict, None
-            undo = self.persistence.callbacks.undo
+            undo, is_undone = self.persistence.callbacks.undo, False
             if undo is not None and verdict is not GOOD and ticket.epoch >= 0:
-                undo()
+                is_undone = undo()
             if ticket.epoch < 0:
                 put_to = self.search.take(ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD)
                 self.rates.use_found()
@@ -482,14 +482,20 @@ class Engine:
                 if self.announcer.is_heard:
                     self._tell_step(ticket, judged, ended, began)
             else:
-                put_to = self._refuse(ticket, judged)
+                put_to = self._refuse(ticket, judged, is_undone=is_undone)
             self.pace.begin_break()
             is_unknown = self.search.is_on or math.isnan(judged.lr)
             lr = self.rates.now if is_unknown else self.controller.limit.lr(judged.lr)
             return Outcome(verdict, self.rates.shown(lr), put_to)
 
-    def _refuse(self, ticket: Ticket, judged: Judged) -> int | None:
-        """Learn nothing from a batch; returns the step of the state that was put back, None if none was."""
+    def _refuse(self, ticket: Ticket, judged: Judged, *, is_undone: bool) -> int | None:
+        """Learn nothing from a batch; returns the step of the state that was put back, None if none was.
+
+        Args:
+            ticket: The batch.
+            judged: Its loss.
+            is_undone: Whether the weights are known to be those of the loss.
+        """
         reading, verdict, pace, controller = judged.reading, judged.verdict, self.pace, self.controller
         may_come_again = (
             verdict is Verdict.EARLY
@@ -507,10 +513,10 @@ class Engine:
         self.sentry.keep(verdict, judged.memory)
         self._close(ticket)
         if verdict is Verdict.SKIPPED:
-            return None
+            return controller.skipped(ticket, reading, step=pace.step, lr=judged.lr)
         return controller.refused(
             ticket, reading, verdict, step=pace.step, lr=judged.lr, most_steady=self.source.most_steady(ticket.epoch),
-            own_rate=self.rates.own,
+            own_rate=self.rates.own, is_undone=is_undone,
         )  # fmt: skip
 
     def _take_probe(self, ticket: Ticket, judged: Judged) -> int | None:

@@ -15,7 +15,8 @@ class Verdict(enum.Enum):
 
     GOOD: it is learned from.
     SKIPPED: it is not finite, but the optimizer's step was skipped, so no weight was harmed; it is neither learned from
-    nor refused. Given by the scheduler, never by a guard.
+    nor refused. For NaN the weights are looked at, and the samples are suspects. Given by the scheduler, never by a
+    guard.
     NOT_FINITE, SPIKE, RAISED, LASTING_DRIFT: it is refused. RAISED: no loss was high enough for a spike, but losses
     stay higher than they were.
     OVERFLOW: it is refused, as too many optimizer steps in a row were skipped. Given by the scheduler.

@@ -281,11 +281,11 @@ class TrainFunction:
             return self._copy_tree(carried)
         return [[], [], [], self._copy_tree(carried[3])]
 
-    def undo(self) -> None:
-        """Put back the state before the last step, if it is known; once."""
+    def undo(self) -> bool:
+        """Put back the state before the last step, if it is known, once; returns whether the weights were among it."""
         before, self._before = self._before, None
         if before is None:
-            return
+            return False
         self._num_undone += 1
         self._logs = self._logs_before
         if self._back_end == "jax":
@@ -296,13 +296,14 @@ class TrainFunction:
                 for variable, value in zip(variables, values, strict=False):
                     if variable is not rate and not variable.path.startswith("r8_"):
                         variable.assign(value)
-            return
+            return self._is_kept
         # Some may be built since.
         self._model.reset_metrics()
         if self._num_calls == 1 and self._state is not None:
             self._state.renew(self._unbuilt)
         for variable, value in [*self._kept, *zip(self._variables, before, strict=True)]:
             variable.assign(value)
+        return self._is_kept
 
     def _carried(self) -> list[list[Any]]:
         """The variables that the trainer of JAX carries."""

@@ -165,11 +165,12 @@ class Quarantine:
 
 def accused_of(reading: Reading, ticket: Ticket) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     """The samples of a batch that may be the cause of a loss that is not finite: all, or those of the rows with it; and
-    those whose own loss is not, none if only means were reported, or if it is all of the batch.
+    those whose own loss is not, none if only means were reported, or if it is most of the batch: with dropout, damaged
+    weights spare some of its losses.
     """
     indices, is_bad = ticket.indices, ~(np.abs(np.atleast_1d(reading.means)) <= LARGEST_LOSS)
     counts = getattr(getattr(ticket.chunk, "members", None), "counts", None)
     accused = indices if counts is None or len(is_bad) != len(counts) else indices[np.repeat(is_bad, counts)]
-    if len(is_bad) != len(indices) or is_bad.all():
+    if len(is_bad) != len(indices) or 2 * is_bad.sum() > len(is_bad):
         return accused, ()
     return accused, tuple(indices[is_bad & (indices >= 0)].tolist())

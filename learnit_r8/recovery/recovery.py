@@ -35,7 +35,7 @@ from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK,
 from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
-from .remedies import Remedies, diverged_text
+from .remedies import BROKEN_DATA, NAN_SKIPPED, SAVED_ON_TRIAL, STANDS_STILL, Remedies, diverged_text
 from .state import BROKEN, EARLIER, EXPLODES_AGAIN, LEAST_SAMPLES, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
@@ -60,25 +60,9 @@ SOON = 16
 ONE_BY_ONE = 8
 """States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
 
-STANDS_STILL = (
-    "after {:,} updates, {:,} of them since your rate reached its highest ({:.3g}), the losses are less than 3 % below "
-    "that of the untrained model: unless that is expected, the rate may be too high or too low, or units may be dead. "
-    "Nothing was tested, and nothing changed."
-)
-
-SAVED_ON_TRIAL = (
-    "the run goes on from weights that were only on trial when they were saved. Those that counted are missing, "
-    "as one of several processes has saved it, or backups were being tested; an earlier checkpoint has them."
-)
-
 NOTHING_TO_RESTORE = (
     "a loss was refused, and there is nothing to restore the model from if its weights are damaged. Pass load_callback "
     "with state_callback, or call update_cpu_backup()."
-)
-
-BROKEN_DATA = (
-    "more than half of the last 100 batches before step {} were refused: the data, the loss function or the code is "
-    "broken, or something that R8 was not given, such as a second network and its optimizer.{}"
 )
 
 
@@ -340,7 +324,7 @@ class RecoveryController:
 
     def refused(
         self, ticket: Ticket, reading: Reading, verdict: Verdict, *, step: int, lr: float, most_steady: int,
-        own_rate: float | None = None,
+        own_rate: float | None = None, is_undone: bool = False,
     ) -> int | None:  # fmt: skip
         """Answer a refused loss; returns the step of the state that was put back, None if none was.
 
@@ -352,6 +336,7 @@ class RecoveryController:
             lr: The scheduled learning rate.
             most_steady: Most batches of low-loss samples after a restore.
             own_rate: The rate that is the user's own, of which those here are shares; None where there is none.
+            is_undone: Whether the weights are known to be those of the loss, and not those after its step.
 
         Raises:
             TrainingDiverged: too many batches in a row were refused.
@@ -368,7 +353,8 @@ class RecoveryController:
         cause = incident.cause or found.get("text", "")
         incident = replace(incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=cause)
         self._incidents.current = incident
-        if not is_finite:
+        # Else a bad sample may have damaged the weights itself, by its step.
+        if not (is_finite or (is_undone and self.live.damage())):
             self.quarantine.refused(accused, samples)
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         if is_finite and math.isfinite(loss):
@@ -393,6 +379,25 @@ class RecoveryController:
             # Else what is restored is said, or what the experiment finds.
             self._announcer.warn_unseen("refused", incident.refusal_text("nothing is learned from it"))
         self._check_end(loss, ticket.lr * unit)
+        return self.live.put_step
+
+    def skipped(self, ticket: Ticket, reading: Reading, *, step: int, lr: float) -> int | None:
+        """Look into a loss that is not finite where a loss scaler has left the step out; arguments as for `refused`.
+
+        A lower scale heals gradients that overflow, but no NaN in the loss, which is computed before it is scaled.
+
+        Returns:
+            The step of a state that was put back, None if none was.
+        """
+        if reading.mean == reading.mean:
+            return None
+        self.begin_call(step, lr)
+        damage = self.live.look()
+        if damage:
+            self.damaged(damage, step=step, lr=lr)
+        else:
+            self.quarantine.refused(*accused_of(reading, ticket))
+            self._announcer.warn_once("skipped", NAN_SKIPPED.format(step))
         return self.live.put_step
 
     def _is_worth_looking(self, *, is_finite: bool) -> bool:

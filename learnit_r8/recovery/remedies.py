@@ -72,6 +72,28 @@ NO_MEASURE = '; where the loss is no measure of progress, as in reinforcement le
 IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as training damaged them again and again"
 
 
+STANDS_STILL = (
+    "after {:,} updates, {:,} of them since your rate reached its highest ({:.3g}), the losses are less than 3 % below "
+    "that of the untrained model: unless that is expected, the rate may be too high or too low, or units may be dead. "
+    "Nothing was tested, and nothing changed."
+)
+
+SAVED_ON_TRIAL = (
+    "the run goes on from weights that were only on trial when they were saved. Those that counted are missing, "
+    "as one of several processes has saved it, or backups were being tested; an earlier checkpoint has them."
+)
+
+NAN_SKIPPED = (
+    "the loss of step {:,} is NaN while the weights are finite, and the loss scaler has left its step out: no lower "
+    "scale heals that. Samples whose batches are so again and again are no longer drawn, or named."
+)
+
+BROKEN_DATA = (
+    "more than half of the last 100 batches before step {} were refused: the data, the loss function or the code is "
+    "broken, or something that R8 was not given, such as a second network and its optimizer.{}"
+)
+
+
 class Remedies:
     """Acts on what experiments have found.
 

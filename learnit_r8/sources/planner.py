@@ -318,7 +318,8 @@ def spread_evenly(
     array([3, 4, 5])
     """
     num_batches, count = len(order) // batch_size, int(marked.sum())
-    if num_batches < 2 or not count:
+    # Where a short last batch is marked, too, there is nothing left to spread among.
+    if num_batches < 2 or not 0 < count <= num_batches * batch_size:
         return order
     turn = np.arange(count)
     # In random order, or the batches of the few marked ones would come one after another.

@@ -68,7 +68,8 @@ class Callbacks:
         in_hand: ``()``: copies of the refused batch and of the random generators at its start, by name, for the record
             of an incident.
         undo: ``()``: puts back the state before the last step, if it is known, where a step is taken before its loss is
-            reported; called once a loss was refused, before anybody looks at the weights.
+            reported; called once a loss was refused, before anybody looks at the weights. Returns whether these are
+            now known to be those of the loss.
         repeat: Takes the loss of a batch once more; None where the loop does.
         advice: What to do about updates that are too large, in words.
         own: The user's own callbacks that these, an adapter's, were joined with; None where there are none.
@@ -85,7 +86,7 @@ class Callbacks:
     generators: Generators | None = None
     examine: Callable[[Any], Any] | None = None
     in_hand: Callable[..., dict[str, Any]] | None = None
-    undo: Callable[[], None] | None = None
+    undo: Callable[[], bool] | None = None
     repeat: Repeat | None = None
     advice: str = CLIP
     own: Callbacks | None = None

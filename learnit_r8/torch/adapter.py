@@ -524,7 +524,9 @@ class Adapter:
         again, may_step = None, True
         if self._second_run is not None and not is_test:
             again, norm, may_step = self._second_run.of(loss, norm)
+        self._hand.steps_later = waits or not is_due
         outcome = Outcome(GOOD, r8.lr, None) if ticket is None else pipeline.tell(norm, skipped, again)
+        self._hand.steps_later = False
         if outcome and may_step and is_due and waits:
             if stepper.is_scaled:
                 stepper.clip()

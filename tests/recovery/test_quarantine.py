@@ -42,6 +42,26 @@ def fit(*, exact=False, bad=(BAD,), epochs=12, policy="balanced", model=None, **
     return r8, model, heard, drawn
 
 
+def test_most_losses_of_a_batch_accuse_no_sample_of_it():
+    """Where most losses of a batch are not finite, and not all, as with damaged weights and dropout, no sample is to
+    blame, even if some of them are in the next such batch, too."""
+    model, hit = SoftmaxRegression(), set()
+    r8 = R8Scheduler(
+        len(model.y), batch_size=32, num_epochs=6, initial_lr=0.5, state_callback=model.get, load_callback=model.load
+    )
+    for _, indices, lr in steps(r8):
+        losses = model.forward(indices)
+        if r8.global_step == 100 or (len(hit) == 26 and hit & set(indices.tolist())):
+            again = sorted(indices.tolist(), key=lambda sample: sample not in hit)[:26]
+            losses[np.isin(indices, again)] = NAN
+            hit |= set(again)
+        if r8.update_with_loss(losses):
+            model.step(lr)
+
+    assert r8.sentry.num_refused == 2
+    assert len(r8.table.quarantined) == 0
+
+
 @pytest.mark.parametrize(("exact", "policy"), [(False, "balanced"), (False, "quartile"), (True, "shuffle")])
 def test_one_bad_sample_costs_one_sample(exact, policy):
     """A sample whose loss is never finite is found and not drawn any more; nothing is restored, no rate lowered."""

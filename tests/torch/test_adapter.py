@@ -476,6 +476,36 @@ def test_overflow_is_skipped(max_grad_norm, fused):
     assert adapter.finished
 
 
+@pytest.mark.filterwarnings(
+    "ignore:the loss of step", "ignore:sample 7 was in 2", "ignore:losses or weights", "ignore:a loss was"
+)
+@pytest.mark.parametrize("fault", ["sample", "weight"])
+def test_nan_is_no_overflow(fault):
+    """With a scaler a sample whose loss is NaN is found as without one, and so is NaN in a weight, at its first loss;
+    the scaler leaves out the steps."""
+
+    def run(scaler):
+        model, numbers = classifier(), iter(range(10_000))
+        adapter = adapted(model=model, scaler=scaler, num_epochs=3)
+        for _ in adapter.epochs():
+            for x, y in adapter.loader():
+                if fault == "weight" and next(numbers) == 20:
+                    next(model.parameters()).detach()[0, 0] = float("nan")
+                losses = cross_entropy(model(x), y, reduction="none")
+                if fault == "sample":
+                    losses = losses * torch.where((x == X[7]).all(1), float("nan"), 1.0)
+                adapter.step(adapter.loss(losses))
+        return adapter, weights(model)
+
+    scaler = torch.amp.GradScaler("cpu")
+    (scaled, its_weights), (_, others) = run(scaler), run(None)
+
+    assert scaled.scheduler.table.quarantined.tolist() == ([7] if fault == "sample" else [])
+    assert scaler.get_scale() == 65536 / (4 if fault == "sample" else 2)
+    assert np.array_equal(its_weights, others)
+
+
+@pytest.mark.filterwarnings("ignore:the loss of step 40 is NaN")
 def test_half_precision():
     """Under autocast with a scaler the digits are learned, and a NaN heals."""
     model = classifier()

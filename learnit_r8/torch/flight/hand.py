@@ -66,13 +66,14 @@ class Hand:
         inputs: What the model was given last in this step, by reference; None where that is not watched.
         reported: The batch whose loss is being reported.
         good: The last one whose loss was good.
+        steps_later: Whether the step of the batch in hand is known to follow its report.
         start: The random generators as the batch came; None where the start of batches is not held.
     """
 
     def __init__(self, *, keeps_generators: bool) -> None:
         self.keeps_generators = keeps_generators
         self.start: Any = None
-        self._holds_starts = False
+        self._holds_starts = self.steps_later = False
         # The places of buffers, the tensors there as the batch came, and copies of those.
         self._places: list[tuple[dict[str, Any], str]] = []
         self._buffers: list[torch.Tensor] = []
@@ -167,12 +168,18 @@ class Hand:
             put_value(tensor, copy)
             buffers[name] = tensor
 
-    def undo(self) -> None:
-        """Put back the buffers, and what is carried on, as the refused batch came, unless another has come since."""
-        if self.reported is not None and self.reported is self._taken:
-            self.put_buffers_back()
-            for part, copy in self._carried:
-                part.load_state_dict(clone(copy))
+    def undo(self) -> bool:
+        """Put back the buffers, and what is carried on, as the refused batch came, unless another has come since.
+
+        Returns:
+            Whether the weights are known to be those of its loss.
+        """
+        if self.reported is None or self.reported is not self._taken:
+            return False
+        self.put_buffers_back()
+        for part, copy in self._carried:
+            part.load_state_dict(clone(copy))
+        return self.steps_later
 
     def hold(self, batch: Any) -> Any:
         """Hold a batch, as the training on it begins; and the random generators, if they are to be kept.
