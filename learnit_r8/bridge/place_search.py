@@ -18,6 +18,9 @@ from ..events.incident import HEALTHY
 from ..recovery.cause import BACKWARD, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
 from .batch_rows import far_off, halve, not_finite, num_rows, rows_of, some_rows
 
+MAY_BE = "updates that were too large, or a damaged weight (neither was tested)"
+"""What may be at fault where a batch is good with older weights, and bad with present ones that are finite."""
+
 FEW = 4
 """Most elements of one array that count as damaged alone."""
 
@@ -127,7 +130,7 @@ class PlaceSearch:
                 return self._of_data(now, None, ("there is no healthy backup to compare with",))
             text = f"the batch is good with the weights of step {step:,}, and bad with the present ones"
             first = (f"it shows first in `{now.layer}`",) if now.layer else ()
-            return Finding(UNKNOWN, text, rest=(*first, "updates that were too large, or a damaged weight"))
+            return Finding(UNKNOWN, text, rest=(*first, MAY_BE))
         if not math.isfinite(now.loss):
             # As of a step that returns no loss by itself; one that is not finite would be a bad one.
             return Finding(UNKNOWN, "run again, all outputs of layers are finite; the loss of the batch was not tested")

@@ -716,6 +716,8 @@ class RecoveryController:
             # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
             self._refusals.bad_in_a_row = 0
             return
+        # Where the state cannot be seen, such a loss alone restores, see `experiment.investigate`.
+        is_tested &= self._persistence.callbacks.state is not None or alarm not in (Alarm.NOT_FINITE, Alarm.SPIKE)
         if self._remedies.go_on_from(backup, alarm, is_sudden=is_sudden, lr=self._lr, is_tested=is_tested):
             self.state.steady_left = min(self.recovery.steady_steps, self._most_steady)
         self._refusals.bad_in_a_row = 0

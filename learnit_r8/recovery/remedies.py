@@ -266,7 +266,7 @@ class Remedies:
     def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:
         limit, incidents, norms = self._state.limit, self._state.incidents, self._state.norms
         self._announcer.tell(events.RolledBack, to_step=backup.step, source=self._live.persistence.name_of(backup))
-        found = "the weights were damaged" if is_tested else "no test could be made"
+        found = "the weights were damaged" if is_tested else "no test of the weights could be made"
         back = f"{undone} batch{'es' * (undone != 1)} back" if undone else "with no good update since then"
         what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {back}"
         what += f"; {why}" if why else ""
