@@ -52,7 +52,6 @@ def test_first_epoch_may_teach_nothing(policy, num_good):
 @pytest.mark.filterwarnings(
     "ignore:more than half of the last", "ignore:a loss was refused", "ignore:a loss has been refused"
 )
-@pytest.mark.filterwarnings("ignore:a loss was refused, and there is nothing to restore")
 def test_all_of_the_first_epoch_may_be_refused():
     """A run goes on where all samples are suspects, those of a short last batch, too."""
     r8 = make(50, batch_size=8, num_epochs=3)

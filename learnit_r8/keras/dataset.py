@@ -65,8 +65,6 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         self.is_finished = r8.is_over
         # A subclass may make more of a batch.
         self._is_own = type(self).__getitem__ is not R8Dataset.__getitem__
-        has_more = y is not None or sample_weight is not None or isinstance(x, (tuple, list)) or r8.policy.selects
-        self._is_bare = not (self._is_own or has_more)
         for name, data in (("x", x), ("y", y), ("sample_weight", sample_weight)):
             check_rows(name, data, r8.table.num_samples)
         self._data = (x, y, sample_weight)
@@ -113,7 +111,9 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     @property
     def is_bare(self) -> bool:
         """Whether a batch is the inputs alone, which a plain ``fit`` on them hands on without a tuple."""
-        return self._is_bare
+        x, y, weights = self._data
+        has_more = y is not None or weights is not None or isinstance(x, (tuple, list)) or self.r8.policy.selects
+        return not (self._is_own or has_more)
 
     def __len__(self) -> int:
         """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.

@@ -305,8 +305,7 @@ class OwnBatchesCallback(FitCallback):
             self._r8.feed.expect_epochs_of(steps)
         num_had, iterator = self._batches.begin_pass(epoch), local_of_fit("epoch_iterator")
         if num_had:
-            behind = functools.partial(_behind, iterator, num_had, self._r8.host)
-            iterator._enumerate_iterator = lambda: yield_steps(behind(), self.model)
+            iterator._enumerate_iterator = lambda: yield_steps(_behind(iterator, num_had, self._r8.host), self.model)
         assert self._recorder is not None
         self._recorder.begin()
 

@@ -85,7 +85,7 @@ SAVED_ON_TRIAL = (
 
 NAN_SKIPPED = (
     "the loss of step {:,} is NaN while the weights are finite, and the loss scaler has left its step out: no lower "
-    "scale heals that. Samples whose batches are so again and again are no longer drawn, or named."
+    "scale heals that. Samples that such batches have in common are quarantined."
 )
 
 BROKEN_DATA = (

@@ -525,8 +525,10 @@ class Adapter:
         if self._second_run is not None and not is_test:
             again, norm, may_step = self._second_run.of(loss, norm)
         self._hand.steps_later = waits or not is_due
-        outcome = Outcome(GOOD, r8.lr, None) if ticket is None else pipeline.tell(norm, skipped, again)
-        self._hand.steps_later = False
+        try:
+            outcome = Outcome(GOOD, r8.lr, None) if ticket is None else pipeline.tell(norm, skipped, again)
+        finally:
+            self._hand.steps_later = False
         if outcome and may_step and is_due and waits:
             if stepper.is_scaled:
                 stepper.clip()
