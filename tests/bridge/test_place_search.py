@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from learnit_r8.bridge.place_search import PlaceSearch
-from learnit_r8.recovery.cause import Refusal
+from learnit_r8.bridge.place_search import MAY_BE, PlaceSearch, Shown
+from learnit_r8.recovery.cause import UNKNOWN, Refusal
 
 
 class Subject:
@@ -49,3 +49,25 @@ def test_weights_are_named_though_the_model_does_not_run():
 
     assert found.where == "dense/kernel"
     assert found.rest == ("the model does not run by itself (AttributeError: no attribute)",)
+
+
+class Overflowing(Subject):
+    """A model whose outputs overflow with the present weights, which are finite, and with no others."""
+
+    def __init__(self):
+        super().__init__(None)
+
+    def run(self, batch, weights):
+        return Shown(math.nan, "dense", "Inf") if weights is None else Shown(1.0)
+
+    def bad_labels(self):
+        return (), ""
+
+
+def test_of_finite_weights_with_which_alone_the_batch_is_bad_no_cause_is_called_certain():
+    """Whether updates were too large, or a weight was damaged, no run of the batch can tell."""
+    found = PlaceSearch(REFUSAL, Overflowing()).solve()
+
+    assert (found.kind, found.is_certain) == (UNKNOWN, False)
+    assert found.text == "the batch is good with the weights of step 5, and bad with the present ones"
+    assert found.rest == ("it shows first in `dense`", MAY_BE)
