@@ -732,6 +732,9 @@ def size_of(value: Any) -> int:
         return int(value.values.nbytes)
     if isinstance(value, (list, tuple)):
         return sum(map(size_of, value))
+    if kinds.is_tensor(value) and (kind := kinds.kind_of(value)) not in ("dense", ""):
+        # torch knows no number of bytes of some.
+        return sum(part.nbytes for part in kinds.parts_of(value, kind)[1])
     return int(getattr(value, "nbytes", 0))
 
 
