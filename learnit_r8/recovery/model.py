@@ -4,6 +4,7 @@ witnesses of its states: noted as they are trained on, trusted once calm losses 
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from ..events.incident import MENDED
 from ..sources.ticket import Ticket
 from ..state import tree
 from ..state.callbacks import call_load
-from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays
+from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays, peaks
 from .backups import Backup
 from .policy import RestoreError
 
@@ -28,6 +29,15 @@ STATISTICS = (
     "step {:,}: {!r} was more than 1,000 times as large as ever before: a batch far out of range has ruined running "
     "statistics, which validation uses and no training loss shows. They came from the backup of step {:,}."
 )
+
+OF_WEIGHTS = (
+    "{!r} is more than 1,000 times as large as ever before, since step {}: numbers in {!r} have grown, too, so the "
+    "running statistics are probably right for these weights. Nothing was put back."
+)
+
+LEAST_GROWTH = 10.0
+"""How many times as large weights are, at least, that make a variance 1,000 times as large; usual ones grow by less
+from one backup to the next, but for those that are next to nothing at first."""
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
@@ -131,7 +141,10 @@ class LiveModel:
         variances, is_put = timer.variances, False
         ruined, backups = variances.ruined, [*reversed(self.persistence.backup.backups)]
         newest = next((each for each in backups if each.state is not None and variances.precede(each.state)), None)
-        if newest is not None and get is not None:
+        grown = "" if newest is None or get is None else outgrown(get(), newest.state, ruined)
+        if grown:
+            self.announcer.warn_once("variance", OF_WEIGHTS.format(next(iter(ruined)), self.step, grown))
+        elif newest is not None and get is not None:
             # The backup may not fit.
             with contextlib.suppress(ValueError):
                 mended, _ = repair(get(), newest.state, timer.meant, variances.names)
@@ -353,6 +366,23 @@ def repair(state: Any, backup: Any, meant: Collection[str] = (), ruined: Collect
         return clone(other)
 
     return (map_leaves(repaired, state) if broken else state), broken
+
+
+def outgrown(state: Any, backup: Any, ruined: Collection[str]) -> str:
+    """The weights beside ruined running variances that have grown enough to be their cause; "" if none have.
+
+    Args:
+        state: A live state.
+        backup: An earlier one.
+        ruined: Dotted keys of the variances.
+    """
+    roots = {"params", *(key.split(".")[0] for key in ruined)}
+    now, then = (
+        {key: each for key, each in peaks(one, roots).items() if "mean" not in key and "var" not in key}
+        for one in (state, backup)
+    )
+    most = max(then.values(), default=0.0)
+    return next((key for key, each in now.items() if each > max(most, LEAST_GROWTH * then.get(key, math.inf))), "")
 
 
 class Witnesses:

@@ -73,13 +73,14 @@ CALM = 4
 SUDDEN = 0.6
 """Share of the rise that must come within one step for the rise to be sudden."""
 
-TIMES_THE_NEXT = 1000
-"""Times the highest of the losses after it from which a first loss is said to be that of a bad batch."""
+TIMES_THE_NEXT, TIMES_THE_OTHERS = 1000, 100
+"""Times the highest of the other first losses from which the very first, or another one, is said to be that of a bad
+batch: where batches have few samples, or their size is not known, it was not refused."""
 
 FIRST_WAS_FAR = (
-    "the loss of the first batch ({:.4g}) was {:,.0f} times as high as the highest of those after it: unless that is "
-    "expected, the batch was bad, and its step may keep the updates small for long, as the optimizer's averages hold "
-    "its gradient (Adam, Adagrad). Nothing was tested, and nothing changed."
+    "the loss of {} ({:.4g}) was {:,.0f} times as high as the highest of {}: unless that is expected, the batch was "
+    "bad, and its step may keep the updates small for long, as the optimizer's averages hold its gradient (Adam, "
+    "Adagrad). Nothing was tested, and nothing changed."
 )
 
 
@@ -152,12 +153,15 @@ class Progress(SavedFields):
             self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
 
     def first_was_far(self, updates: int) -> str:
-        """What is to be said of a first loss that is far above all others so far; "" for nothing."""
+        """What is to be said of one of the first losses that is far above all others so far; "" for nothing."""
         if not FIRST <= len(self.recent) == updates:
             return ""
-        first, *others = self.recent
-        most = max(others)
-        return FIRST_WAS_FAR.format(first, first / most) if first > TIMES_THE_NEXT * most > 0 else ""
+        most, highest = sorted(self.recent)[-2:]
+        place = self.recent.index(highest)
+        if not highest > (TIMES_THE_OTHERS if place else TIMES_THE_NEXT) * most > 0:
+            return ""
+        told = (f"batch {place + 1}", "the other first ones") if place else ("the first batch", "those after it")
+        return FIRST_WAS_FAR.format(told[0], highest, highest / most, told[1])
 
     @property
     def level(self) -> float:

@@ -14,10 +14,11 @@ import copy
 import dataclasses
 import functools
 import importlib.util
+import math
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -386,6 +387,17 @@ def growth(state: Any, backup: Any) -> dict[str, float]:
     return {key: new / old for key, (new, old) in sizes.items() if old > 0}
 
 
+def peaks(state: Any, roots: Collection[str]) -> dict[str, float]:
+    """The largest absolute value in each float array of those parts of a state, by dotted key.
+
+    >>> peaks({"model": {"w": np.array([1.0, -3.0]), "seen": np.ones(2, int)}, "optimizer": np.ones(1)}, {"model"})
+    {'model.w': 3.0}
+    """
+    found = [(key, leaf) for key, leaf in leaves(state) if key.split(".")[0] in roots and hasattr(leaf, "shape")]
+    floats = [(key, array) for key, leaf in found for array in _floats_of(leaf) if math.prod(array.shape)]
+    return {key: float(abs(array).max()) for key, array in floats}
+
+
 def _mean(array: Any) -> Any:
     """The mean absolute value of an array; unlike a sum, it does not overflow in half precision."""
     if isinstance(array, np.ndarray) or not hasattr(array, "mean"):
@@ -732,6 +744,9 @@ def size_of(value: Any) -> int:
         return int(value.values.nbytes)
     if isinstance(value, (list, tuple)):
         return sum(map(size_of, value))
+    if kinds.is_tensor(value) and (kind := kinds.kind_of(value)) not in ("dense", ""):
+        # torch knows no number of bytes of some.
+        return sum(part.nbytes for part in kinds.parts_of(value, kind)[1])
     return int(getattr(value, "nbytes", 0))
 
 

@@ -580,3 +580,21 @@ def test_a_first_batch_far_above_all_after_it_is_said(first, is_said, is_own):
     said = [str(each.message) for each in caught if "the loss of the first batch" in str(each.message)]
     assert len(said) == is_said
     assert not said or "(5000) was 5,500 times as high as the highest of those after it" in said[0]
+
+
+@pytest.mark.parametrize(("loss", "is_said"), [(200.0, True), (80.0, False)])
+def test_an_early_batch_far_above_all_others_is_said(loss, is_said):
+    """Where nobody says how many samples a batch holds, none of the first eight is refused, whatever its loss."""
+    r8 = R8Scheduler(
+        num_steps=20, scheduler_mode="keep", state_callback=lambda: {"w": np.ones(2)}, load_callback=lambda _: None,
+        handle_signals=False,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in r8.steps():
+            r8.update_with_loss(loss if step == 4 else 1 / (1 + 0.1 * step))
+        r8.close()
+
+    said = [str(each.message) for each in caught]
+    assert len(said) == is_said
+    assert not said or "batch 5 (200) was 200 times as high as the highest of the other first ones" in said[0]

@@ -232,10 +232,8 @@ class Feed:
         self._is_repeated = source.is_resumed and pace.has_ended
         if self._is_repeated:
             engine.announcer.note_once("repeated", AFTER_LAST)
+        self.end_left_pass()
         if not source.is_resumed:
-            # It was left by a break; a look at a batch that was not trained on is no epoch.
-            if source.taken and not pace.has_ended and pace.turns != source.first_turn:
-                self.mark_ended()
             if pace.has_ended:
                 engine.early_stop.check_name(pace.epoch + 1)
             pace.begin_pass()
@@ -311,6 +309,12 @@ class Feed:
         engine.leave_epoch()
         if pace.is_over:
             engine.draw_nothing()
+
+    def end_left_pass(self) -> None:
+        """End a pass that was left by a break; a look at a batch that was not trained on is no epoch."""
+        source, pace = self.source, self.engine.pace
+        if source.taken and not (source.is_resumed or pace.has_ended) and pace.turns != source.first_turn:
+            self.mark_ended()
 
     def end_whole_pass(self) -> None:
         """End the pass as the run is closed, if a break in its last batch has left it; of several processes, others may
@@ -467,6 +471,7 @@ class Feed:
             while True:
                 self.give_up_open()
                 self.trainer.settle()
+                self.end_left_pass()
                 is_repeated = pace.has_ended and self.source.is_resumed
                 if is_repeated and pace.is_over:
                     # It was over before it was resumed, which was said.

@@ -2,6 +2,7 @@ import collections
 
 import numpy as np
 import pytest
+import torch
 
 from learnit_r8 import OwnBatches, R8Scheduler
 from learnit_r8.engine.feed.batch_size import BatchMeasure, read_size
@@ -97,3 +98,8 @@ def test_large_batches_are_not_kept(monkeypatch):
 
     assert [event for event in heard if isinstance(event, Notice) and "are not kept" in event.text]
     assert all(batch is None for backup in r8.host.backup.backups for batch in backup.witness)
+
+
+def test_bytes_of_a_sparse_tensor_are_those_of_its_parts():
+    """Four values, and two indices for each; torch itself knows no bytes of such an adjacency of a graph."""
+    assert size_of((FOUR, torch.eye(4).to_sparse())) == FOUR.nbytes + 4 * (4 + 2 * 8)

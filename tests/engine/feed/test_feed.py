@@ -153,6 +153,22 @@ def test_own_loop_over_epochs_counts_the_same():
     assert r8.global_step == 6
 
 
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_loop_over_epochs_goes_on_with_the_next_after_a_break(last):
+    """Each number comes once, as with a ``range``, and no empty epoch follows the last."""
+    r8 = R8Scheduler(num_epochs=3, **grouped(QUIET))
+    seen = []
+    for epoch in r8.epoch_iterator():
+        seen.append(epoch)
+        for batch in r8.batches([1, 2, 3]):
+            r8.update_with_loss(1.0)
+            if batch == last:
+                break
+
+    assert seen == [0, 1, 2]
+    assert (r8.global_step, r8.phase) == (3 * last, "finished")
+
+
 def test_a_pass_that_is_left_by_a_break_was_an_epoch():
     """After a break the next loop begins the iterable anew, as without R8; nothing is said of the batch it stood at."""
     r8 = R8Scheduler(num_epochs=5, **grouped(QUIET))

@@ -415,6 +415,31 @@ def test_running_statistics_that_a_batch_ruins_are_put_back(place):
     assert validation < 2 * worst_jump()[1] < 0.2
 
 
+@pytest.mark.parametrize("left", [5, 8])
+def test_running_statistics_of_a_weight_that_has_grown_are_left_alone(left):
+    """They are right for it, and those of the weight before would ruin a model that the norm keeps whole."""
+    validation, (x, y), batches = {}, clouds(), batches_of(*clouds())
+    for has_r8 in (False, True):
+        model = network()
+        optimizer = sgd(model)
+        adapter = attach(model, optimizer, batches, num_epochs=1) if has_r8 else None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for number, (inputs, labels) in enumerate(adapter.batches() if adapter else batches):
+                if number == len(batches) - left:
+                    model[0].weight.data[0, 0] = 1e3
+                loss = cross_entropy(model(inputs), labels)
+                if adapter is None or adapter.report(loss):
+                    step(optimizer, loss)
+            if adapter:
+                adapter.close()
+        with torch.no_grad():
+            validation[has_r8] = float(cross_entropy(model.eval()(x), y))
+
+    assert validation[True] == validation[False]
+    assert any("numbers in 'model.0.weight' have grown" in str(each.message) for each in caught)
+
+
 @pytest.mark.filterwarnings("ignore:.*times as large as ever before")
 @pytest.mark.parametrize("places", [(7, 90, 140, 190), (60, 100, 190)], ids=["early", "between backups"])
 def test_statistics_are_put_back_as_often_as_a_batch_ruins_them(places):
