@@ -237,7 +237,7 @@ def lowered():
 @pytest.mark.parametrize("tx", [optax.sgd(0.1, momentum=0.9), optax.adam(optax.constant_schedule(0.1))])
 def test_an_optimizer_of_nnx_whose_rate_cannot_be_set_is_handed_out_as_it_is(tx):
     """Its state shows another object for each part each time, which is no change."""
-    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
     managed = r8flax.ManagedState(lowered(), (model, nnx.Optimizer(model, tx, wrt=nnx.Param)))
 
     with pytest.warns(RuntimeWarning, match="compiled into the step: recovery cannot lower it there"):
