@@ -518,8 +518,10 @@ def _changed(part: Any, change: Callable[[Any], Any]) -> Any:
         # An NNX optimizer was changed in place.
         return part if opt_state is part.opt_state else part.replace(opt_state=opt_state)
     if isinstance(part, Mapping):
-        pairs = {name: _changed(value, change) for name, value in part.items()}
-        return part if all(new is part[name] for name, new in pairs.items()) else type(part)(pairs)  # type: ignore[call-arg]
+        # A nested state of NNX is another object each time that it is asked for.
+        before = dict(part.items())
+        pairs = {name: _changed(value, change) for name, value in before.items()}
+        return part if all(new is before[name] for name, new in pairs.items()) else type(part)(pairs)  # type: ignore[call-arg]
     if not isinstance(part, (tuple, list)):
         return part
     values = [_changed(each, change) for each in part]

@@ -14,8 +14,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Stochasti
 
 from ..bridge.host import expect_rivals
 from ..engine.settings import OwnBatches, head_of
+from ..guard.verdict import Verdict
 from ..schedules.budget import batches_of, has_budget
 from ..schedules.schedule import OPEN_MODES
+from ..sources.ticket import Outcome
 from ..table.labels.predictions import Predictions
 from ..torch.attachment import attach
 from ..torch.losses import check_labels, cross_entropies, read_losses
@@ -280,7 +282,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             self._num_at_step = len(self._manual)
         self._stepped.update(id(each) for group in optimizer.param_groups for each in group["params"])
         if self._knows_all and self._manual and not self._is_told:
-            self._is_told, self._is_learned = True, self._report(trainer, None)
+            self._is_told, self._is_learned = True, bool(self._report(trainer, None))
         is_refused = self._is_told and not self._is_learned
         if not is_refused and self._adapter.num_ranks == 1:
             # Several processes hear later, all at once, that a loss of one is not finite.
@@ -336,9 +338,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             # An optimizer may ask for the loss several times a step. With manual optimization the step is taken.
             stepped_on: list[torch.Tensor] = [] if self._num_at_step is None else self._manual
             with self._adapter.before_gradient() if is_automatic else contextlib.nullcontext():
-                self._is_told, self._is_learned = True, self._report(trainer, outputs)
-            # Those that are not finite have left out the steps after them.
-            if stepped_on and not self._is_learned and all(bool(each.isfinite().all()) for each in stepped_on):
+                outcome = self._report(trainer, outputs)
+            self._is_told, self._is_learned = True, bool(outcome)
+            # Those that are not finite have left out the steps after them; one that tests the weights is a good batch.
+            is_test = isinstance(outcome, Outcome) and outcome.verdict is Verdict.PROBED
+            if stepped_on and not (outcome or is_test) and all(bool(each.isfinite().all()) for each in stepped_on):
                 self.scheduler.host.say_once("stepped", STEPPED)
         if not self._has_raised and (self._is_learned or not self._is_told):
             for log, more in logged:
@@ -421,20 +425,20 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         ends_itself = self._loader is None and not has_budget(self._settings)
         return self.scheduler.pace.is_stopped if ends_itself else self.scheduler.is_over
 
-    def _report(self, trainer: Any, outputs: Any) -> bool:
-        """Report what ``training_step`` has returned; whether it is to be learned from."""
+    def _report(self, trainer: Any, outputs: Any) -> Outcome | bool:
+        """Report what ``training_step`` has returned; what is true is to be learned from."""
         adapter, batches = self._adapter, self._batches
         if batches is not None and not batches.is_watched:
             return True
         if self._has_raised:
-            return bool(adapter.refuse())
+            return adapter.refuse()
         is_skipped = outputs is None and trainer.lightning_module.automatic_optimization
         manual, self._manual = self._manual, []
         if batches is not None:
             # What it has returned, or the sum of the losses that it went backward from.
             found = torch.stack([each.mean().float() for each in manual]).sum() if manual else None
             expect_rivals(self.scheduler, len(manual), len(trainer.optimizers))
-            return is_skipped or bool(adapter.report(_loss(outputs, found)))
+            return is_skipped or adapter.report(_loss(outputs, found))
         if adapter.in_hand.weights is not None:
             raise ValueError(WEIGHTED)
         returned = outputs if isinstance(outputs, dict) else {}
@@ -449,8 +453,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             losses = _loss(outputs)
             if predictions is not None:
                 check_labels(losses.reshape(()))
-            return bool(adapter.report(losses))
-        return bool(adapter.report(losses.detach(), predictions=predictions))
+            return adapter.report(losses)
+        return adapter.report(losses.detach(), predictions=predictions)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Report the losses on their way, as the weights that are kept are to be validated."""

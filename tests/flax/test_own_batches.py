@@ -14,6 +14,7 @@ jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
 managed_state = pytest.importorskip("learnit_r8.flax.managed_state", exc_type=ImportError)
+nnx = pytest.importorskip("flax.nnx")
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 jnp = jax.numpy
 
@@ -225,15 +226,26 @@ def test_the_rate_of_inject_hyperparams_is_lowered_for_a_step():
     assert managed_state.lr_of(fresh(SCHEDULE)) is None
 
 
+def lowered():
+    """A scheduler of own rates that recovery holds at a hundredth of them."""
+    r8 = R8Scheduler(scheduler_mode="keep", num_steps=4)
+    state = r8.controller.state_dict()
+    r8.controller.load_state_dict({**state, "limit": {**state["limit"], "ceiling": 0.01}})
+    return r8
+
+
+@pytest.mark.parametrize("tx", [optax.sgd(0.1, momentum=0.9), optax.adam(optax.constant_schedule(0.1))])
+def test_an_optimizer_of_nnx_whose_rate_cannot_be_set_is_handed_out_as_it_is(tx):
+    """Its state shows another object for each part each time, which is no change."""
+    model = nnx.Sequential(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    managed = r8flax.ManagedState(lowered(), (model, nnx.Optimizer(model, tx, wrt=nnx.Param)))
+
+    with pytest.warns(RuntimeWarning, match="compiled into the step: recovery cannot lower it there"):
+        assert managed.for_step() is managed.state
+
+
 def test_a_schedule_in_the_chain_is_told_not_to_be_lowered():
     """It is compiled into the step: the state is handed out as it is, with one warning, in place of a lower rate."""
-
-    def lowered():
-        r8 = R8Scheduler(scheduler_mode="keep", num_steps=4)
-        state = r8.controller.state_dict()
-        r8.controller.load_state_dict({**state, "limit": {**state["limit"], "ceiling": 0.01}})
-        return r8
-
     r8 = lowered()
     factor = r8.lr_factor
     managed = r8flax.ManagedState(r8, fresh(SCHEDULE))

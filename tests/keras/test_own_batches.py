@@ -70,6 +70,19 @@ def test_moving_statistics_that_a_batch_ruins_are_put_back(scale):
     assert max(np.abs(each).max() for each in model.get_weights()) < 100
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_one_of_the_first_batches_that_is_far_out_of_range_is_left_out(scale):
+    """The size of a batch of Keras' is known as its loss is judged: of 16 samples or more a first loss tells enough."""
+    model, x, heard = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)]), X.copy(), record_events()
+    model.compile("adam", LOSS)
+    x[96:128] *= scale
+    r8 = R8Scheduler(scheduler_mode="keep", listeners=[heard])
+    model.fit(x, Y, batch_size=32, shuffle=False, verbose=0, callbacks=[R8Callback(r8)])
+
+    refused = [each.step for each in heard.of(events.BatchRefused)]
+    assert refused == [4] * (scale > 1)
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=MARKS[at < 2]) for at, name in enumerate(resumed_fits.FITS)],

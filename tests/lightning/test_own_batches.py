@@ -446,6 +446,28 @@ def test_weights_that_a_spike_has_damaged_do_not_stay_as_the_run_ends(to_go):
     assert "model restored once" in callback.scheduler.summary()
 
 
+def test_batches_that_test_the_weights_are_not_said_to_be_refused():
+    """Where the losses of later batches tell whether the weights are healed, their steps are wanted."""
+    torch.manual_seed(0)
+    callback, module = R8Callback(backup_every=9), TwoSteps(huge_at=None)
+
+    class Hurt(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.fit_loop.total_batch_idx == 20:
+                module.head.weight.data[0, 0] = math.nan
+
+    trainer = lightning.Trainer(
+        max_epochs=3, accelerator="cpu", callbacks=[callback, Hurt()], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.fit(module, DataLoader(DATA, 32, shuffle=True))
+
+    assert any("head.weight had numbers that are not finite" in str(each.message) for each in said)
+    assert not any("refused only after" in str(each.message) for each in said)
+
+
 def test_averaged_weights_are_resumed(tmp_path):
     """A run that was killed in mid-epoch ends with the same averages as one that was not."""
 

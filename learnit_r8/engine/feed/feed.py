@@ -23,7 +23,7 @@ from .. import run_state
 from ..engine import Engine
 from ..run import Trainer
 from . import replay
-from .batch_size import MOST_KEPT_BYTES, SMALL_BYTES, BatchMeasure, Told, copied
+from .batch_size import MOST_KEPT_BYTES, SMALL_BYTES, BatchMeasure, Told, copied, read_size
 from .followed import MOST_HELD, FollowedBatches
 from .samples import OF_ONE_PROCESS, BatchSamples, Ids, Skip
 
@@ -606,6 +606,7 @@ class TrainerBatches:
         self._feed, self._measure, self._sets_generators = feed, measure, sets_generators
         self._counts_epochs = feed.is_counted = counts_epochs
         self._resumed_epoch: int | None = None
+        self._is_measured = False
 
     @property
     def is_watched(self) -> bool:
@@ -676,15 +677,25 @@ class TrainerBatches:
             engine.draw_nothing()
             return False
         # Trainers deal out as many batches to each rank.
+        self._is_measured = item is not None
         size = feed.meet(Size() if item is None else self._measure.of(item)) or Size()
         feed.source.open = feed.take(item, size, is_of_loader=False)
         feed.note_start()
         return True
 
     def note_batch(self, item: Any) -> None:
-        """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`."""
-        if self._feed.source.open is not None and self._feed.engine.persistence.callbacks.repeat is not None:
-            chunk: Any = self._feed.source.open.chunk
+        """Note the batch in hand, to take its loss once more where weights are tested; see `Callbacks.repeat`.
+
+        Its samples are counted here, if it was not known as it began.
+        """
+        ticket = self._feed.source.open
+        if ticket is None:
+            return
+        chunk: Any = ticket.chunk
+        if not self._is_measured and (size := read_size(item)):
+            chunk.size, chunk.indices = size, np.full(size, -1)
+            self._feed.source.open = ticket._replace(indices=chunk.indices)
+        if self._feed.engine.persistence.callbacks.repeat is not None:
             chunk.item = self._feed.keep(item)
 
     def begin_more(self) -> bool:
