@@ -191,7 +191,14 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         if not all(is_in_memory(leaf) for _, leaf in leaves("data", columns)):
             return None
         if self._pipeline is None:
-            self._pipeline = Pipeline(as_tensors(keras.tree.lists_to_tuples(columns), element_spec), self.r8)
+            import tensorflow as tf
+
+            # In main memory, of the kinds of number that a batch has.
+            with tf.device("CPU"):
+                tensors = tf.nest.map_structure(
+                    lambda spec, data: tf.cast(data, spec.dtype), element_spec, keras.tree.lists_to_tuples(columns)
+                )
+            self._pipeline = Pipeline(tensors, self.r8)
         return self._pipeline.batches(self.drawn.epoch, prefetch=-1)
 
     def _forget(self) -> None:
@@ -648,16 +655,3 @@ def is_in_memory(column: Any) -> bool:
     import tensorflow as tf
 
     return tf.is_tensor(column) or (type(column) is np.ndarray and column.dtype.kind in "fiub")
-
-
-def as_tensors(columns: Any, element_spec: Any) -> Any:
-    """The columns as tensors in main memory, of the kinds of number that a batch has.
-
-    Args:
-        columns: Tuples and dicts of arrays and tensors, N rows each.
-        element_spec: A batch of them as tensor specs.
-    """
-    import tensorflow as tf
-
-    with tf.device("CPU"):
-        return tf.nest.map_structure(lambda spec, data: tf.cast(data, spec.dtype), element_spec, columns)

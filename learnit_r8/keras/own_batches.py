@@ -235,26 +235,24 @@ class OwnBatchesCallback(FitCallback):
         if state.num_saved_devices is None or self._is_rewound:
             return
         self._is_rewound = True
-        data, host = local_of_fit("x"), self._r8.host
-        steps = local_of_fit("steps_per_epoch")
+        data, steps, num_had = local_of_fit("x"), local_of_fit("steps_per_epoch"), local_of_fit("initial_epoch")
         if steps is not None:
             # The next epoch goes on in the same data where this one ends.
-            for _ in range(
-                local_of_fit("initial_epoch") if self._r8.feed.source.settings.resume_data != "start" else 0
-            ):
-                for _ in _behind(local_of_fit("epoch_iterator"), steps, host):
+            starts_over = self._r8.feed.source.settings.resume_data == "start"
+            for _ in range(0 if starts_over else num_had):
+                for _ in _behind(local_of_fit("epoch_iterator"), steps, self._r8.host):
                     pass
             return
         if isinstance(data, keras.utils.PyDataset):
             # Many draw the order of the next epoch as one ends.
-            for _ in range(local_of_fit("initial_epoch")):
+            for _ in range(num_had):
                 data.on_epoch_begin()
                 data.on_epoch_end()
         if not hasattr(data, "element_spec"):
             return
         # TensorFlow's trainer makes another one at the end of an epoch whose length it knows.
         makes_another = keras.backend.backend() == "tensorflow"
-        for number in range(local_of_fit("initial_epoch")):
+        for number in range(num_had):
             iterator = iter(data)
             if not number and has_stage(data, "Cache"):
                 # It keeps the order of the first epoch.

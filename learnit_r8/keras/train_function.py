@@ -45,7 +45,7 @@ class TrainFunction:
         self.batch: Any = None
         self.end_iteration: Callable[[], object] = lambda: None
         self._model, self._back_end = model, keras.backend.backend()
-        self._state: Any = None
+        self._state: ModelState | None = None
         self._values: dict[str, Any] = {}
         self._is_within = self._is_lasting = False
         self._function: Callable[..., Any] | None = None
@@ -103,7 +103,16 @@ class TrainFunction:
         """
         self._state, self.end_iteration = state, end_iteration
         self.begin_epoch()
-        self._keep_in_step()
+        # A step that is traced stays: traced again, its operations of ``tf.random`` would begin anew.
+        is_traced = self._model.train_function is not None and self._is_traced
+        if self._back_end == "tensorflow" and self.shows_batch and not is_traced:
+            import tensorflow as tf
+
+            # It is yet to be traced, and keeps what it changes before it changes it.
+            self._kept = []
+            for each in self._find_variables():
+                with tf.device(each.value.device):
+                    self._kept.append((each, tf.Variable(each.value, trainable=False)))
 
     def begin_epoch(self) -> None:
         """Look for all variables again; the model may have been compiled again."""
@@ -144,21 +153,6 @@ class TrainFunction:
         return done
 
     # The state before a step, and its batch.
-
-    def _keep_in_step(self) -> None:
-        """Have a step that TensorFlow is yet to trace keep what it changes, before it changes it.
-
-        One that is traced stays: traced again, its operations of ``tf.random`` would begin anew.
-        """
-        is_made = self._model.train_function is not None
-        if self._back_end != "tensorflow" or not self.shows_batch or (is_made and self._is_traced):
-            return
-        import tensorflow as tf
-
-        self._kept = []
-        for each in self._find_variables():
-            with tf.device(each.value.device):
-                self._kept.append((each, tf.Variable(each.value, trainable=False)))
 
     def _remade(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The training function of one batch at a time, with what is needed of a step; else that of Keras."""
@@ -210,6 +204,7 @@ class TrainFunction:
 
     def _begin(self, args: Any) -> Any:
         """Keep the state before a step and note its batch; the arguments to call the function with."""
+        assert self._state is not None
         self._before = None
         # Metrics are built in the first step, and an optimizer may be.
         if not self._num_calls:
@@ -231,6 +226,7 @@ class TrainFunction:
 
     def _find_variables(self) -> list[Any]:
         """The variables that a step changes, but for rates and our own."""
+        assert self._state is not None
         # On JAX the trainer carries them, and to ask the state for them would bring them back.
         kinds = self._carried() if self._back_end == "jax" else self._state.variables()
         self._is_kept = self._is_small(kinds)
@@ -285,7 +281,7 @@ class TrainFunction:
         else:
             # Some may be built since.
             self._model.reset_metrics()
-            if self._num_calls == 1:
+            if self._num_calls == 1 and self._state is not None:
                 self._state.renew(self._unbuilt)
             pairs = [*self._kept, *zip(self._variables, before, strict=True)]
         for variable, value in pairs:
@@ -316,6 +312,7 @@ class TrainFunction:
                 if variable.path.startswith("r8_"):
                     variable.assign(value)
         else:
+            assert self._state is not None
             variables = [each for kind in self._state.variables() for each in kind if not each.path.startswith("r8_")]
             before = [np.array(as_numpy(each)) for each in variables]
             try:
