@@ -187,12 +187,14 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         """
         if self._is_own or self._num_workers > 1 or self.r8.policy.selects:
             return None
-        columns = tuple(data for data in self._data if data is not None)
-        if not all(is_in_memory(leaf) for _, leaf in leaves("data", columns)):
-            return None
-        if self._pipeline is None:
-            import tensorflow as tf
+        import tensorflow as tf
 
+        columns = tuple(data for data in self._data if data is not None)
+        for _, leaf in leaves("data", columns):
+            # Not a file that looks like an array.
+            if not (tf.is_tensor(leaf) or (type(leaf) is np.ndarray and leaf.dtype.kind in "fiub")):
+                return None
+        if self._pipeline is None:
             # In main memory, of the kinds of number that a batch has.
             with tf.device("CPU"):
                 tensors = tf.nest.map_structure(
@@ -648,10 +650,3 @@ def has_stage(dataset: Any, name: str) -> bool:
     """Whether a ``tf.data.Dataset`` has a stage of a kind, such as "Shuffle" or "Cache"."""
     inputs: tuple[Any, ...] = getattr(dataset, "_inputs", tuple)()
     return name in type(dataset).__name__ or any(has_stage(each, name) for each in inputs)
-
-
-def is_in_memory(column: Any) -> bool:
-    """Whether a column is a plain array or a tensor of TensorFlow's, and not a file that looks like one."""
-    import tensorflow as tf
-
-    return tf.is_tensor(column) or (type(column) is np.ndarray and column.dtype.kind in "fiub")

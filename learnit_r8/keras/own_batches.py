@@ -200,14 +200,11 @@ class OwnBatchesCallback(FitCallback):
 
     def _optimizers_of(self, model: Any) -> list[Any]:
         """The optimizer that a model was compiled with, and those that it has as attributes."""
-        found = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
-        compiled = getattr(model, "optimizer", None)
-        if compiled is not None:
-            found.insert(0, compiled)
-        found = [each for number, each in enumerate(found) if not any(each is other for other in found[:number])]
+        held = [getattr(model, "optimizer", None), *vars(model).values()]
+        found = {id(each): each for each in held if isinstance(each, keras.optimizers.Optimizer)}
         if not found:
             raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
-        return found
+        return list(found.values())
 
     def _recorder_of(self, model: Any) -> StepLosses:
         return StepLosses.of(model, model.steps_per_execution)

@@ -180,14 +180,11 @@ class ModelState:
             again.build(optimizer._trainable_variables)
         return [as_numpy(each) for each in _without_rate(again)]
 
-    @property
-    def has_random(self) -> bool:
-        """Whether a file with the states of random generators was loaded, and no training has begun since."""
-        return bool(self._random)
-
     def resume_random(self, *, is_set: bool) -> None:
-        """Set the generators of the file once more, if ``is_set``: a loader draws from them when it starts."""
-        if is_set:
+        """Set the generators of a file that was loaded once more, if ``is_set``, as the first training since begins: a
+        loader draws from them when it starts.
+        """
+        if self._random and is_set:
             set_random_state(self._random)
         self._random = []
 
