@@ -62,7 +62,7 @@ class TrainFunction:
         self._kept: list[tuple[Any, Any]] = []
         # Optimizers that the first step builds.
         self._unbuilt: list[Any] = []
-        self._read: Callable[[], list[Any]] = list
+        self._read: Callable[[Any], Any] = list
         make = getattr(model.make_train_function, "__wrapped__", model.make_train_function)
 
         @functools.wraps(make)
@@ -213,7 +213,7 @@ class TrainFunction:
             self._variables = self._find_variables()
             self._read = self._reader()
         self._num_calls += 1
-        self._before = self._read_carried(args[0]) if self._back_end == "jax" else self._read()
+        self._before = self._read(args[0])
         self.batch, iterator = None, args[-1]
         if self._back_end == "tensorflow":
             self._spec = getattr(iterator, "element_spec", None)
@@ -238,22 +238,22 @@ class TrainFunction:
         total: int = sum(math.prod(each.shape) for kind in kinds for each in kind)
         return total <= MOST_KEPT
 
-    def _reader(self) -> Callable[[], list[Any]]:
-        """A function that copies the variables that no step keeps by itself."""
+    def _reader(self) -> Callable[[Any], Any]:
+        """A function that copies what no step keeps by itself; it takes the first argument of the step."""
         if self._back_end == "jax":
-            return list
+            return self._read_carried
         if self._back_end == "tensorflow":
             kept = {id(each.value) for each, _ in self._kept} if self._is_traced or not self._num_calls else set()
             self._variables = [each for each in self._variables if id(each.value) not in kept]
             import tensorflow as tf
 
             # Later steps do not write to these tensors.
-            return lambda: [tf.convert_to_tensor(each.value) for each in self._variables]
+            return lambda _: [tf.convert_to_tensor(each.value) for each in self._variables]
         torch: Any = sys.modules["torch"]
         values = [each.value.detach() for each in self._variables]
         copies = [each.clone() for each in values]
 
-        def read() -> list[Any]:
+        def read(_: Any) -> list[Any]:
             torch._foreach_copy_(copies, values)
             return copies
 
