@@ -47,7 +47,7 @@ class Shown(NamedTuple):
 
 
 class Subject(Protocol):
-    """A model that can be run again; what it touches is its own to put back.
+    """A model that can be run again, by its heirs; what it touches is its own to put back.
 
     Attributes:
         batch: The refused batch, a nest of arrays with a row for each sample; None if it is not known.
@@ -56,10 +56,10 @@ class Subject(Protocol):
         before: The batch before it and its samples, where gradients are looked at; else None.
     """
 
-    batch: Any
-    before: tuple[Any, Sequence[int]] | None
-    missing: str
-    is_exact: bool
+    batch: Any = None
+    before: tuple[Any, Sequence[int]] | None = None
+    missing: str = ""
+    is_exact: bool = True
 
     def bad_weights(self) -> dict[str, int]:
         """Names of arrays of the weights that are not finite, and how many elements."""
@@ -68,7 +68,10 @@ class Subject(Protocol):
         """Run a batch on the weights of a backup, or on the present ones for None."""
 
     def bad_labels(self) -> tuple[tuple[int, ...], str]:
-        """Rows of the batch whose labels the loss cannot take, and what is wrong with them; none and ""."""
+        """Rows of the batch whose labels the loss cannot take, and what is wrong with them; none and "" where what the
+        loss takes is not known.
+        """
+        return (), ""
 
 
 class PlaceSearch:

@@ -30,7 +30,7 @@ def takes_epoch(source: Any) -> bool:
 
 
 class EpochBatches:
-    """The batches of an epoch, and which one is its last.
+    """The batches of one epoch after the other, as an iterable, and which one is the last of its epoch.
 
     Args:
         source: A function that returns an iterable (given the epoch, 0-based, if it takes ``epoch``); an iterable, gone
@@ -39,45 +39,53 @@ class EpochBatches:
         keeps_generators: Whether to keep the random generators as they are before a batch is taken.
 
     Attributes:
-        generators: They, before the batch that was taken last; None if they are not kept.
+        number: Which epoch is iterated over, 0-based; to be set before.
+        goes_on: Whether an epoch begins where the one before it ended, by the iterator's own account.
     """
 
+    # No ``__dict__``: a resumed run looks through that of a loader for what the order of its batches follows from.
+    __slots__ = (
+        "_batches", "_coming", "_generators", "_keeps_generators", "_num_batches", "_position", "_source", "_taken",
+        "_takes_epoch", "_to_load", "goes_on", "number",
+    )  # fmt: skip
+
     def __init__(self, source: Any, num_batches: int | None, *, keeps_generators: bool = False) -> None:
-        self.generators: Any = None
+        self._generators: Any = None
         self._keeps_generators = keeps_generators
         if not callable(source):
             opened(source)
         self._source, self._num_batches = source, num_batches
         self._takes_epoch = takes_epoch(source)
+        self.goes_on = isinstance(source, Iterator) and has_position(source)
         self._batches: Any = iter(())
         self._coming: Any = _NONE_LEFT
-        self._epoch, self._taken, self._position = 0, 0, None
+        self.number, self._taken, self._position = 0, 0, None
         self._to_load: Mapping[str, Any] | None = None
 
-    def of(self, epoch: int) -> Iterator[Any]:
-        """Yield the batches of an epoch, 0-based.
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of the epoch.
 
         Raises:
             ValueError: there is none.
         """
-        self._epoch, self._taken, self._batches = epoch, 0, self._open(epoch)
+        self._taken, self._batches = 0, self._open()
         saved, self._to_load = self._to_load, None
         if saved is not None:
-            self._taken = saved["taken"] if saved["epoch"] == epoch else 0
+            self._taken = saved["taken"] if saved["epoch"] == self.number else 0
             self._find_place(saved["iterator"])
         num_before, self._coming = self._taken, _UNREAD
         if self.is_last and not num_before:
             raise ValueError(
-                f"data_iterator_fn must give at least one batch an epoch, got none in epoch {epoch}; an iterator can "
-                "be read only once, so pass a function or a list."
+                f"data_iterator_fn must give at least one batch an epoch, got none in epoch {self.number}; an iterator "
+                "can be read only once, so pass a function or a list."
             )
         while not self.is_last:
             batch, self._coming = self._coming, _UNREAD
             self._taken += 1
             yield batch
 
-    def _open(self, epoch: int) -> Any:
-        return opened(self._source(epoch=epoch) if self._takes_epoch else self._source)
+    def _open(self) -> Any:
+        return opened(self._source(epoch=self.number) if self._takes_epoch else self._source)
 
     def _find_place(self, state: Any) -> None:
         try:
@@ -87,7 +95,7 @@ class EpochBatches:
             if self.goes_on:
                 raise
             warn(NOT_LOADED.format(str(error).splitlines()[0]))
-            self._batches = itertools.islice(self._open(self._epoch), self._taken, None)
+            self._batches = itertools.islice(self._open(), self._taken, None)
 
     @property
     def is_last(self) -> bool:
@@ -95,68 +103,31 @@ class EpochBatches:
         if self._coming is _UNREAD:
             # Before the next one is taken, which belongs to the next step.
             self._position = self._batches.get_state() if has_position(self._batches) else None
-            self.generators = hold_random_state() if self._keeps_generators else None
+            self._generators = hold_random_state() if self._keeps_generators else None
             is_full = self._num_batches is not None and self._taken >= self._num_batches
             self._coming = _NONE_LEFT if is_full else next(self._batches, _NONE_LEFT)
         return self._coming is _NONE_LEFT
 
     @property
-    def has_next(self) -> bool:
-        """Whether a batch was taken that is not trained on yet."""
-        return self._coming is not _UNREAD and self._coming is not _NONE_LEFT
+    def generators_before_next(self) -> Any:
+        """The generators before the batch after the one in hand, if that was taken and they are kept; else None."""
+        return None if self._coming is _UNREAD or self._coming is _NONE_LEFT else self._generators
 
-    @property
-    def position(self) -> dict[str, Any] | None:
+    def state_dict(self) -> dict[str, Any] | None:
         """Where an iterator with a state of its own is, as grain's are; None for others."""
         is_read = self._coming is not _UNREAD
         state = self._position if is_read else self._batches.get_state() if has_position(self._batches) else None
-        return None if state is None else {"epoch": self._epoch, "taken": self._taken, "iterator": state}
+        return None if state is None else {"epoch": self.number, "taken": self._taken, "iterator": state}
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether an epoch begins where the one before it ended, by the iterator's own account."""
-        return isinstance(self._source, Iterator) and has_position(self._source)
-
-    def go_to(self, position: Mapping[str, Any]) -> None:
-        """Have the next epoch that is asked for begin where `position` was."""
-        self._to_load = position
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next epoch that is asked for begin where `state_dict` was called."""
+        self._to_load = state
 
     def pass_over(self, num_epochs: int) -> None:
         """Take what so many epochs had out of an iterator that gives all epochs and cannot be brought to a place."""
         if isinstance(self._source, Iterator) and self._num_batches is not None and not self.goes_on:
             count = num_epochs * self._num_batches
             next(itertools.islice(self._source, count, count), None)
-
-
-class OneEpoch:
-    """One epoch of them, as an iterable.
-
-    Args:
-        batches: Those of all epochs.
-        number: Which, 0-based.
-
-    Attributes:
-        goes_on: As of all epochs.
-    """
-
-    def __init__(self, batches: EpochBatches, number: int) -> None:
-        self._batches, self._number, self.goes_on = batches, number, batches.goes_on
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._batches.of(self._number)
-
-    @property
-    def generators_before_next(self) -> Any:
-        """`EpochBatches.generators`, if the batch after the one in hand was taken from there; else None."""
-        return self._batches.generators if self._batches.has_next else None
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """`EpochBatches.position`, for checkpoints."""
-        return self._batches.position
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self._batches.go_to(state)
 
 
 def step_keys(epoch_key: Any, start: int = 0) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from flax.training import train_state
 
 from ..bridge.driven_state import DrivenState, Place, take_apart
 from ..bridge.host import check_scheduler
-from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
+from ..bridge.place_search import PlaceSearch, Shown, Subject, bad_arrays, first_bad
 from ..recovery.cause import Finding, Refusal
 from ..state.tree import leaves, map_leaves, nnx_of, open_node
 from ..table.labels.predictions import Predictions, check_shapes
@@ -239,7 +239,7 @@ NO_LAYERS = "no module of linen or nnx was called in the step, so that none is n
 DONATED = "the step was given the state to keep, so that only the states after it and those of backups can be run"
 
 
-class Examiner:
+class Examiner(Subject):
     """Looks for the cause of a refusal with the user's own step; the state of the loop stays as it is.
 
     Args:
@@ -251,9 +251,6 @@ class Examiner:
         self._driven, self._step = driven, step
         self._hand: tuple[Any, Any, Sequence[int]] | None = None
         self._last: tuple[Any, Any, Sequence[int]] | None = None
-        self.batch: Any = None
-        self.before: tuple[Any, Sequence[int]] | None = None
-        self.missing, self.is_exact = "", True
         self._parts: tuple[int, ...] = ()
         self._watched: Any = None
         self._seen: dict[int, tuple[str, str, tuple[int, ...]]] = {}
@@ -265,7 +262,7 @@ class Examiner:
 
     def examine(self, refusal: Refusal) -> Finding:
         """Find where an incident began."""
-        self.is_exact, self.missing = not self._driven.is_given_away, ""
+        self.is_exact = not self._driven.is_given_away
         present = self._driven.read()
         assert self._hand is not None
         self._present, self._parts = present, _parts_of_devices(present["form"].value(present["state"]), self._hand[0])
@@ -289,10 +286,6 @@ class Examiner:
     def bad_weights(self) -> dict[str, int]:
         """See `Subject`."""
         return _bad_floats(self._present["state"])
-
-    def bad_labels(self) -> tuple[tuple[int, ...], str]:
-        """See `Subject`; the loss is within the step, and what it takes is not known."""
-        return (), ""
 
     def run(self, batch: Any, weights: Any) -> Shown:
         """See `Subject`."""

@@ -31,7 +31,7 @@ from ..state.codec import decode, encode
 from ..state.durable_io import replace
 from ..state.tree import fit, pack, unpack
 from ..triggers import every
-from .data import EpochBatches, OneEpoch, fold_in, step_keys
+from .data import EpochBatches, fold_in, step_keys
 from .managed_state import ManagedState, loss_in, predictions_of_batch
 from .processes import size_of, whole
 
@@ -134,7 +134,8 @@ def train_loop(
         ids=ids,
         backup_every=backup_every,
     )
-    final, _, _ = loop(training.resume(state) if resume else state, training.batches, training.tasks(), callbacks)
+    tasks = {"on_start": training.begin, every(1): [training.step, training.end_epoch]}
+    final, _, _ = loop(training.resume(state) if resume else state, training.batches, tasks, callbacks)
     return final, training.history
 
 
@@ -433,10 +434,6 @@ class Training:
         self._begin(self._first_epoch)
         return fit(unpack(content["state"]), state)
 
-    def tasks(self) -> dict[Any, Any]:
-        """What the loop calls, and when."""
-        return {"on_start": self.begin, every(1): [self.step, self.end_epoch]}
-
     def _check_same_place(self, epoch: int) -> None:
         """Raise ValueError if the scheduler was resumed from somewhere else."""
         r8 = self._r8
@@ -458,28 +455,22 @@ class Training:
 
     def batches(self) -> Iterator[Any]:
         """The batches of all epochs."""
-        if self._is_own:
-            return self._watched()
-        return self._drawn() if self._r8 is not None else self._given()
+        return self._given() if self._prefetch is None else self._drawn()
 
     def _given(self) -> Iterator[Any]:
+        """Yield the user's own batches, which the scheduler watches if there is one."""
+        r8, data = self._r8, self.data
+        source = None if r8 is None else r8.feed.source
         assert self.num_epochs is not None
-        for epoch in range(self._first_epoch, self.num_epochs):
-            self._begin(epoch)
-            yield from self.data.of(epoch)
-
-    def _watched(self) -> Iterator[Any]:
-        """Yield the user's own batches, which the scheduler watches."""
-        r8, feed = self._r8, self._r8.feed
-        assert self.num_epochs is not None
-        if feed.source.is_resumed:
+        if source is not None and source.is_resumed:
             # Those of the epoch itself are left to the feed, unless it had them all.
-            self.data.pass_over(feed.num_passes)
+            data.pass_over(r8.feed.num_passes)
         for epoch in range(self._first_epoch, self.num_epochs):
-            if r8.is_over:
+            if r8 is not None and r8.is_over:
                 return
-            self._begin(epoch, feed.source.num_taken if feed.source.is_resumed else 0)
-            yield from r8.batches(OneEpoch(self.data, epoch), size=size_of, ids=self.ids)
+            self._begin(epoch, source.num_taken if source is not None and source.is_resumed else 0)
+            data.number = epoch
+            yield from data if r8 is None else r8.batches(data, size=size_of, ids=self.ids)
 
     def _drawn(self) -> Iterator[Any]:
         r8 = self._r8
@@ -488,7 +479,10 @@ class Training:
                 ticket = self._ticket = self._prefetch.draw_now()
                 if ticket is None:
                     return
-                self._follow(ticket)
+                if self._ticket_epoch != ticket.epoch:
+                    # Also in the middle of it, after a resume of the scheduler.
+                    self._ticket_epoch = ticket.epoch
+                    self._begin(max(ticket.epoch, 0), r8.handed_out)
                 batch, weights = self.data(ticket.indices), self._prefetch.weights_of(ticket)
                 yield batch if weights is None else _weighted(batch, weights)
         finally:
@@ -496,32 +490,23 @@ class Training:
             self._prefetch.hand_back()
             r8.requests.leave()
 
-    def _follow(self, ticket: Any) -> None:
-        """Begin the epoch of a batch, if it is another one; also in the middle, after a resume of the scheduler."""
-        if self._ticket_epoch != ticket.epoch:
-            self._ticket_epoch = ticket.epoch
-            self._begin(max(ticket.epoch, 0), self._r8.handed_out)
-
     def step(self, loop_state: LoopState) -> Any:
         """Train on a batch."""
-        r8, ticket, batch = self._r8, self._ticket, loop_state.batch
-        before = loop_state.state if r8 is None else self._managed.for_step(None if ticket is None else ticket.lr)
-        state, metrics = self.train_step(before, batch, self._take(batch))
-        if r8 is not None:
+        ticket, batch, key = self._ticket, loop_state.batch, next(self._keys)
+        if self._r8 is None:
+            state, metrics = self.train_step(loop_state.state, batch, key)
+        else:
+            managed = self._managed
+            if managed.examiner is not None:
+                managed.examiner.take(batch, key, () if ticket is None else ticket.indices)
+            after, metrics = self.train_step(managed.for_step(None if ticket is None else ticket.lr), batch, key)
             metrics = dict(metrics)
-            if not self._report(state, metrics):
+            if not self._report(after, metrics):
                 return None
             # Where the rate was lowered for this step, it has its own again.
             state = loop_state.state
         self._means.add(metrics, batch_size(batch))
         return (Logs(metrics=Entries(metrics)) if self.logs_steps else None), state
-
-    def _take(self, batch: Any) -> Any:
-        """The key of the next step, whose batch is held until the one after it."""
-        key = next(self._keys)
-        if self._r8 is not None and self._managed.examiner is not None:
-            self._managed.examiner.take(batch, key, () if self._ticket is None else self._ticket.indices)
-        return key
 
     def _report(self, state: Any, metrics: dict[str, Any]) -> Any:
         """Report what a step's metrics say of the loss; what is no metric is taken out of them."""
@@ -534,7 +519,7 @@ class Training:
 
     def end_epoch(self, loop_state: LoopState) -> Logs | None:
         """Validate, remember, save and show, if this step was the last one of its epoch."""
-        is_drawn = self._r8 is not None and not self._is_own
+        is_drawn = self._prefetch is not None
         if is_drawn:
             is_last = self._ticket.epoch >= 0 and (self._r8.current_epoch > self._epoch or self._r8.progress >= 1)
         else:

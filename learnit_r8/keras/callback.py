@@ -138,13 +138,11 @@ class R8Callback(FitCallback):
         assert ticket is not None
         if batch is None or not r8.controller.wants_witness or size_of(batch) > MOST_KEPT_BYTES:
             return
-        witnesses[ticket.indices.tobytes()] = batch
+        newest = ticket.indices.tobytes()
+        witnesses[newest] = batch
         if len(witnesses) > MOST_WITNESSES:
             known = {each.tobytes() for backup in r8.controller.witnesses.known() for each in backup.witness}
-            self._witnesses = {
-                name: kept for at, (name, kept) in enumerate(witnesses.items(), 1)
-                if name in known or at == len(witnesses)
-            }  # fmt: skip
+            self._witnesses = {name: kept for name, kept in witnesses.items() if name in {newest, *known}}
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
@@ -192,9 +190,8 @@ class R8Callback(FitCallback):
         """Set the learning rate."""
         prefetch, state, r8 = self._prefetch, self._state, self._r8
         assert state is not None
-        if state.has_random:
-            # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
-            state.resume_random(is_set=r8.pace.place % r8.steps_per_epoch > 0)
+        # At the beginning of an epoch the loader has still drawn in the run before, and draws again.
+        state.resume_random(is_set=r8.pace.place % r8.steps_per_epoch > 0)
         self._ticket = prefetch.begin()
         self._set_rate(self._ticket.lr)
 

@@ -111,9 +111,8 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
     @property
     def is_bare(self) -> bool:
         """Whether a batch is the inputs alone, which a plain ``fit`` on them hands on without a tuple."""
-        x, y, weights = self._data
-        has_more = y is not None or weights is not None or isinstance(x, (tuple, list)) or self.r8.policy.selects
-        return not (self._is_own or has_more)
+        x, y, _ = self._data
+        return not (self._is_own or self._is_weighted or y is not None or isinstance(x, (tuple, list)))
 
     def __len__(self) -> int:
         """Batches of the epoch: all of them, or what is left of it where a run goes on in the middle.
@@ -188,21 +187,34 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
         """
         if self._is_own or self._num_workers > 1 or self.r8.policy.selects:
             return None
+        import tensorflow as tf
+
         columns = tuple(data for data in self._data if data is not None)
-        if not all(is_in_memory(leaf) for _, leaf in leaves("data", columns)):
-            return None
+        for _, leaf in leaves("data", columns):
+            # Not a file that looks like an array.
+            if not (tf.is_tensor(leaf) or (type(leaf) is np.ndarray and leaf.dtype.kind in "fiub")):
+                return None
         if self._pipeline is None:
-            self._pipeline = Pipeline(as_tensors(keras.tree.lists_to_tuples(columns), element_spec), self.r8)
+            # In main memory, of the kinds of number that a batch has.
+            with tf.device("CPU"):
+                tensors = tf.nest.map_structure(
+                    lambda spec, data: tf.cast(data, spec.dtype), element_spec, keras.tree.lists_to_tuples(columns)
+                )
+            self._pipeline = Pipeline(tensors, self.r8)
         return self._pipeline.batches(self.drawn.epoch, prefetch=-1)
+
+    def _forget(self) -> None:
+        """Let go of the batches that were gathered ahead."""
+        self._gathered.clear()
 
     def start_epoch(self) -> None:
         """Draw what is left of the epoch. The callback calls it."""
-        self._gathered.clear()
+        self._forget()
         self.drawn.draw_epoch()
 
     def end_epoch(self) -> None:
         """Give back what was not trained on. The callback calls it."""
-        self._gathered.clear()
+        self._forget()
         self.drawn.hand_back()
 
     def close(self) -> None:
@@ -212,7 +224,7 @@ class R8Dataset(keras.utils.PyDataset):  # type: ignore[misc]
 
     def end_workers(self) -> None:
         """End the workers. The callback calls it."""
-        self._gathered.clear()
+        self._forget()
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -277,7 +289,8 @@ class SamplePipeline(R8Dataset):
             columns = take_rows(tensors, np.zeros(0, np.int64), lambda column, _: tf.convert_to_tensor(column))
         self._size = min(r8.table.batch_size, r8.table.num_samples)
         self._order = order = EpochOrder(r8)
-        self._is_cut = self._is_batched = False
+        # "gathered" in batches, which the user knows nothing of; cut into "samples"; or in the user's "batches".
+        self._form = "gathered"
         self._stages: list[Callable[[Any, bool], Any]] = []
         numbers = tf.data.Dataset.range(r8.steps_per_epoch)
 
@@ -296,20 +309,16 @@ class SamplePipeline(R8Dataset):
         self._num_read = 0
         self._last: Any = None
 
-    def _then(self, stage: Callable[[Any, bool], Any]) -> SamplePipeline:
+    def _then(self, stage: Callable[[Any, bool], Any], form: str | None = None) -> SamplePipeline:
         """This pipeline and another stage, of the data set and whether only the last batch of the epoch is short."""
         new = copy.copy(self)
-        new._stages = [*self._stages, stage]
+        new._stages, new._form = [*self._stages, stage], form or self._form
         new._built, new._batches = stage(self._built, True), {}
         return new
 
     def _cut(self) -> SamplePipeline:
         """The same with elements as the user knows them: single samples before `batch`."""
-        if self._is_cut or self._is_batched:
-            return self
-        new = self._then(lambda dataset, _: dataset.unbatch())
-        new._is_cut = True
-        return new
+        return self._then(lambda dataset, _: dataset.unbatch(), "samples") if self._form == "gathered" else self
 
     @property
     def is_bare(self) -> bool:
@@ -362,10 +371,9 @@ class SamplePipeline(R8Dataset):
             ValueError: another size, a remainder to drop, or batches already.
         """
         self._check_batch("batch", batch_size, drop_remainder)
-        if not self._is_cut:
-            # As they were gathered.
-            return self._batched(lambda dataset, _: dataset)
-        return self._batched(self._in_batches(lambda dataset: dataset.batch(self._size, **options)))
+        if self._form == "gathered":
+            return self._then(lambda dataset, _: dataset, "batches")
+        return self._then(self._in_batches(lambda dataset: dataset.batch(self._size, **options)), "batches")
 
     def padded_batch(
         self, batch_size: int | None = None, padded_shapes: Any = None, padding_values: Any = None, **options: Any
@@ -386,10 +394,10 @@ class SamplePipeline(R8Dataset):
         def batches(dataset: Any) -> Any:
             return dataset.padded_batch(self._size, ([], shapes), values, **options)
 
-        return self._cut()._batched(self._in_batches(batches))
+        return self._cut()._then(self._in_batches(batches), "batches")
 
     def _check_batch(self, name: str, batch_size: int | None, drop_remainder: bool) -> None:
-        if self._is_batched:
+        if self._form == "batches":
             raise ValueError(f"the pipeline must be batched once, got {name}({batch_size!r}) of batches.")
         own = self.r8.table.batch_size
         if batch_size is not None and batch_size != own:
@@ -398,11 +406,6 @@ class SamplePipeline(R8Dataset):
             )
         if drop_remainder:
             raise ValueError(f"drop_remainder must be False in {name}(), got True; give R8Scheduler last_batch='drop'.")
-
-    def _batched(self, stage: Callable[[Any, bool], Any]) -> SamplePipeline:
-        new = self._then(stage)
-        new._is_batched = True
-        return new
 
     def _in_batches(self, batches: Callable[[Any], Any]) -> Callable[[Any, bool], Any]:
         order, size = self._order, self._size
@@ -451,7 +454,7 @@ class SamplePipeline(R8Dataset):
         super().on_epoch_begin()
 
     def _check_is_batched(self) -> None:
-        if not self._is_batched:
+        if self._form != "batches":
             raise RuntimeError(
                 "the pipeline must be batched before fit(), got single samples; call "
                 f"batch({self.r8.table.batch_size})."
@@ -506,21 +509,6 @@ class SamplePipeline(R8Dataset):
                 return tf.nest.map_structure(tf.identity, data)
 
         return dataset.enumerate().map(compare)
-
-    def start_epoch(self) -> None:
-        """Draw what is left of the epoch. The callback calls it."""
-        self._forget()
-        super().start_epoch()
-
-    def end_epoch(self) -> None:
-        """Give back what was not trained on. The callback calls it."""
-        self._forget()
-        super().end_epoch()
-
-    def close(self) -> None:
-        """Let go of the batches that were read ahead."""
-        self._forget()
-        super().close()
 
 
 MOVED = "The samples of a batch must come out in the places they were drawn in"
@@ -662,23 +650,3 @@ def has_stage(dataset: Any, name: str) -> bool:
     """Whether a ``tf.data.Dataset`` has a stage of a kind, such as "Shuffle" or "Cache"."""
     inputs: tuple[Any, ...] = getattr(dataset, "_inputs", tuple)()
     return name in type(dataset).__name__ or any(has_stage(each, name) for each in inputs)
-
-
-def is_in_memory(column: Any) -> bool:
-    """Whether a column is a plain array or a tensor of TensorFlow's, and not a file that looks like one."""
-    import tensorflow as tf
-
-    return tf.is_tensor(column) or (type(column) is np.ndarray and column.dtype.kind in "fiub")
-
-
-def as_tensors(columns: Any, element_spec: Any) -> Any:
-    """The columns as tensors in main memory, of the kinds of number that a batch has.
-
-    Args:
-        columns: Tuples and dicts of arrays and tensors, N rows each.
-        element_spec: A batch of them as tensor specs.
-    """
-    import tensorflow as tf
-
-    with tf.device("CPU"):
-        return tf.nest.map_structure(lambda spec, data: tf.cast(data, spec.dtype), element_spec, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from ..bridge.place_search import PlaceSearch, Shown, bad_arrays, first_bad
+from ..bridge.place_search import PlaceSearch, Shown, Subject, bad_arrays, first_bad
 from ..recovery.cause import Finding, Refusal
 from ..state.tree import clone
 from .devices import num_replicas
@@ -24,7 +24,7 @@ FORWARD_ONLY = "the forward pass alone was run again, on the weights after the r
 MANY_REPLICAS = "with several replicas nothing is run again"
 
 
-class Examiner:
+class Examiner(Subject):
     """Looks for the cause of a refusal; all that it touches is put back.
 
     Args:
@@ -37,14 +37,11 @@ class Examiner:
     """
 
     is_exact = False
-    before: tuple[Any, Sequence[int]] | None = None
 
     def __init__(
         self, model: Any, state: ModelState, batch_in_hand: Callable[[], Any], *, weighs: bool = False
     ) -> None:
         self._model, self._state, self._batch_in_hand, self._weighs = model, state, batch_in_hand, weighs
-        self.batch: Any = None
-        self.missing = ""
 
     def examine(self, refusal: Refusal) -> Finding:
         """Find where an incident began."""

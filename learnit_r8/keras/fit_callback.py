@@ -13,7 +13,6 @@ from ..state.callbacks import Callbacks, Repeat
 from ..triggers import Condition
 from .devices import OTHER_NUMBER, check_devices, num_devices
 from .examiner import Examiner
-from .live_values import RateFactor
 from .losses import StepRecorder
 from .state import SETS_RATE, ModelState, rate_of, trains_all
 
@@ -59,7 +58,7 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
         super().set_model(model)
         optimizers = self._checked_optimizers(model)
         recorder = self._recorder = self._recorder_of(model)
-        self._rates, self._num_optimizers = RateFactor(model, optimizers, recorder.live), len(optimizers)
+        self._rates, self._num_optimizers = recorder.follow(optimizers), len(optimizers)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""

@@ -128,8 +128,7 @@ class RateFactor:
     def variable(self) -> Any:
         """The rate of the first optimizer whose rate is a variable, and that is in use; None without."""
         # One that a model with optimizers of its own was compiled with by default never steps.
-        by_use = sorted(self._rates, key=lambda each: not each[0].built)
-        return by_use[0][1] if by_use else None
+        return min(self._rates, key=lambda each: not each[0].built, default=(None, None))[1]
 
     @property
     def value(self) -> float:

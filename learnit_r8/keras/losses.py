@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..table.labels.predictions import MOST_CLASSES, NUM_ROWS, UNLABELLED, Predictions, check_shapes
 from .devices import gather, num_replicas, scope_of, unscale_loss
-from .live_values import CarriedVariable, LiveValues
+from .live_values import CarriedVariable, LiveValues, RateFactor
 from .state import to_numpy
 from .train_function import TrainFunction
 
@@ -111,8 +111,6 @@ def _judged(given: Any, scores: Any, *, from_logits: bool) -> Predictions:
 
 STEP_ROWS = "r8_step_rows"
 """What a step returns of its own: its losses, and what is predicted."""
-MOST_WRITTEN = 2**20
-"""Writes are counted modulo this, which float32 does exactly."""
 
 
 def sample_losses(loss: Any, y_true: Any, y_pred: Any) -> Any:
@@ -154,10 +152,34 @@ def per_sample(losses: Any, mask: Any = None) -> Any:
 
 
 class StepMemory(CarriedVariable):
-    """Holds what was recorded of steps, with the number of writes behind it, modulo ``modulus``."""
+    """Holds what was recorded of the last steps, and behind it how often something was, modulo ``modulus``.
 
-    values: Any
-    modulus: int
+    Args:
+        model: The model whose steps these are.
+        name: A name of its own.
+        shape: Steps that there is room for, and numbers of each.
+        aggregation: What becomes of the numbers of several replicas; see ``add_variable`` of Keras.
+    """
+
+    def __init__(self, model: Any, name: str, shape: tuple[int, int], aggregation: str) -> None:
+        with scope_of(model):
+            super().__init__(name=name)
+            self.shape = num_steps, _ = shape
+            # Which float32 counts exactly.
+            self.modulus = num_steps * (2**23 // num_steps)
+            self.values = self.add_variable(
+                shape=(math.prod(shape) + 1,), initializer="zeros", dtype="float32", aggregation=aggregation,
+                name="values",
+            )  # fmt: skip
+
+    def keep(self, record: Any) -> None:
+        """Note what was recorded of a step, number[any], or 0-dim."""
+        values, num_steps = self.values, self.shape[0]
+        record = ops.cast(ops.stop_gradient(record), "float32")
+        is_here = ops.arange(num_steps, dtype="float32") == ops.mod(values[-1], float(num_steps))
+        kept = ops.where(ops.expand_dims(is_here, 1), record, ops.reshape(values[:-1], self.shape))
+        count = ops.mod(values[-1:] + 1.0, float(self.modulus))
+        self.values.assign(ops.concatenate([ops.reshape(kept, (-1,)), count]))
 
 
 class StepRecorder:
@@ -172,7 +194,10 @@ class StepRecorder:
         capacity: As given.
         live: Reads variables of the model while ``fit`` runs.
         function: The training function, which keeps the state before each step.
+        rates: Those of the optimizers; see `follow`.
     """
+
+    rates: RateFactor
 
     def __init__(self, model: Any, capacity: int, memory: StepMemory | None) -> None:
         self.capacity, self._model = capacity, model
@@ -225,14 +250,21 @@ class StepRecorder:
         self.function.begin_epoch()
         self.function.take()
         if self._memory is not None:
-            self._num_written = int(self.live.read(self._memory.values)[-1])
+            self._read_memory()
 
-    def _read_memory(self) -> tuple[NDArray[Any], int]:
-        """What steps have written, and how often since the last call."""
-        array = self.live.read(self._memory.values)
-        count = (int(array[-1]) - self._num_written) % self._memory.modulus
+    def follow(self, optimizers: list[Any]) -> RateFactor:
+        """The rates of these optimizers, which are those of the steps from now on."""
+        self.rates = RateFactor(self._model, optimizers, self.live)
+        return self.rates
+
+    def _read_memory(self) -> tuple[list[NDArray[Any]], int]:
+        """What was recorded since the last call, of the last steps alone where there is no room for more; how often."""
+        memory, array = self._memory, self.live.read(self._memory.values)
+        count = (int(array[-1]) - self._num_written) % memory.modulus
         self._num_written = int(array[-1])
-        return array, count
+        records, num_steps = array[:-1].reshape(memory.shape), memory.shape[0]
+        first = self._num_written - min(count, num_steps)
+        return [records[number % num_steps] for number in range(first, self._num_written)], count
 
     def listening(self) -> contextlib.AbstractContextManager[list[Heard]]:
         """A ``with`` block around the computation of a loss; gives a list of what is heard of it."""
@@ -267,8 +299,7 @@ class LossRecorder(StepRecorder):
         self.is_exact = True
         self.num_classes = 0
         self._num_listening = 0
-        with scope_of(model):
-            memory = _Memory(capacity)
+        memory = StepMemory(model, "r8_losses", (1, (1 + NUM_ROWS) * capacity), "only_first_replica")
         super().__init__(model, capacity, memory)
         if keras.backend.backend() != "jax" and num_replicas(model) == 1:
             model.train_step = self._returning(getattr(model.train_step, "__wrapped__", model.train_step))
@@ -280,18 +311,17 @@ class LossRecorder(StepRecorder):
             RuntimeError: the step did not compute its loss through ``compute_loss``, or did so more than once.
         """
         rows = self.function.take().get(STEP_ROWS)
-        if rows is not None:
-            self._rows = to_numpy(rows)[:, :count]
-            return self._rows[0] if self.is_exact else float(self._rows[0, 0])
-        array, calls = self._read_memory()
-        if calls != 1:
-            raise RuntimeError(
-                f"train_step must compute its loss with one call of self.compute_loss(x, y, y_pred, sample_weight), "
-                f"where the scheduler reads the losses, got {calls} in this step. Call it once, or write your own loop "
-                "with batch_dataset() and report()."
-            )
-        self._rows = array[:-1].reshape(1 + NUM_ROWS, self.capacity)[:, :count]
-        return self._rows[0] if self.is_exact else float(array[0])
+        if rows is None:
+            records, calls = self._read_memory()
+            if calls != 1:
+                raise RuntimeError(
+                    f"train_step must compute its loss with one call of self.compute_loss(x, y, y_pred, "
+                    f"sample_weight), where the scheduler reads the losses, got {calls} in this step. Call it once, or "
+                    "write your own loop with batch_dataset() and report()."
+                )
+            rows = records[0].reshape(1 + NUM_ROWS, self.capacity)
+        self._rows = to_numpy(rows)[:, :count]
+        return self._rows[0] if self.is_exact else float(self._rows[0, 0])
 
     def predictions(self) -> Predictions | None:
         """Of the step whose `losses` were asked for: what is predicted; None where that is not known."""
@@ -308,22 +338,27 @@ class LossRecorder(StepRecorder):
                 logs = step(*args, **kwargs)
             finally:
                 self._local.held = None
-            rows = {STEP_ROWS: ops.stack(held[0])} if len(held) == 1 else None
-            returned = None if rows is None else self.function.put(logs, rows)
-            for each in held if returned is None else ():
-                self._memory.keep(*each)
+            returned = self.function.put(logs, {STEP_ROWS: held[0]}) if len(held) == 1 else None
+            for rows in held if returned is None else ():
+                self._keep(rows)
             return returned or logs
 
         return train_step
 
-    def _hold(self, *rows: Any) -> None:
-        """Keep the losses, and what may follow them, number[any] each."""
-        rows = tuple(ops.cast(ops.stop_gradient(row), "float32") for row in rows)
+    def _hold(self, *columns: Any) -> None:
+        """Hold the losses, and what may follow them, number[any] each, for the step to return."""
+        rows = ops.stack([ops.cast(ops.stop_gradient(each), "float32") for each in columns])
         held = getattr(self._local, "held", None)
         if held is None or _graph() is not self._local.graph:
-            self._memory.keep(*rows)
+            self._keep(rows)
         else:
             held.append(rows)
+
+    def _keep(self, rows: Any) -> None:
+        """Keep them in the variable; what is beyond the capacity is of no batch of the scheduler."""
+        rows = rows[:, : self.capacity]
+        size = 1 + NUM_ROWS - rows.shape[0], self.capacity - ops.shape(rows)[1]
+        self._memory.keep(ops.reshape(ops.pad(rows, [[0, more] for more in size]), (-1,)))
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[list[Heard]]:
@@ -398,27 +433,3 @@ def _overheard(function: Any, local: threading.local) -> Callable[..., Any]:
         return losses
 
     return listen
-
-
-class _Memory(StepMemory):
-    """Holds the losses of a batch, what is predicted in it, and how many batches were written."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(name="r8_losses")
-        self.modulus = MOST_WRITTEN
-        shape = ((1 + NUM_ROWS) * capacity + 1,)
-        # Replicas have gathered the same.
-        self.values = self.add_variable(
-            shape=shape, initializer="zeros", dtype="float32", aggregation="only_first_replica", name="values"
-        )
-
-    def keep(self, *rows: Any) -> None:
-        """Note the losses, and what may follow them, float32[any] each; what is beyond the capacity is of no batch of
-        the scheduler."""
-        size = self.values.shape[0] - 1
-        capacity = size // (1 + NUM_ROWS)
-        rows = tuple(row[:capacity] for row in rows)
-        padded = [ops.pad(row, [[0, capacity - ops.shape(row)[0]]]) for row in rows]
-        if len(rows) <= NUM_ROWS:
-            padded.append(ops.zeros((size - len(rows) * capacity,), "float32"))
-        self.values.assign(ops.concatenate([*padded, ops.mod(self.values[-1:] + 1.0, float(MOST_WRITTEN))]))

@@ -18,7 +18,6 @@ from ..triggers import Condition
 from .dataset import has_stage
 from .devices import scope_of, unscale_loss
 from .fit_callback import FitCallback
-from .live_values import RateFactor
 from .losses import Heard, StepMemory, StepRecorder
 from .state import ModelState
 from .train_function import check_alone, local_of_fit, scope_of_fit, yield_steps
@@ -42,23 +41,20 @@ class StepLosses(StepRecorder):
     Attributes:
         live: The values of the model's variables.
         function: The model's training function.
-        rates: Those of the optimizers; None if they are not to be read in the step.
         rate_variable: The rate that the step which was traced last reads; None without.
         rate: What it was in the last step; None where that is not known.
         num_losses: How many losses were heard in the step that was traced last.
     """
 
     def __init__(self, model: Any, capacity: int) -> None:
-        self.rates: RateFactor | None = None
         self.rate_variable: Any = None
         self.rate: float | None = None
         self.num_losses = 0
         self._is_jax = keras.backend.backend() == "jax"
-        memory: _Ring | None = None
-        if self._is_jax or capacity > 1:
-            with scope_of(model):
-                memory = _Ring(capacity)
-        super().__init__(model, capacity, memory)
+        is_read = self._is_jax or capacity > 1
+        super().__init__(
+            model, capacity, StepMemory(model, "r8_step_losses", (capacity, 1), "mean") if is_read else None
+        )
         for metric in model.metrics:
             if isinstance(metric, keras.metrics.Mean) and "loss" in metric.name:
                 self._listen(metric)
@@ -79,10 +75,9 @@ class StepLosses(StepRecorder):
         if STEP_LOSS in returned:
             return [float(returned[STEP_LOSS])]
         if self._memory is not None:
-            array, count = self._read_memory()
-            if count:
-                first = self._num_written - min(count, self.capacity)
-                return [float(array[number % self.capacity]) for number in range(first, self._num_written)]
+            losses, _ = self._read_memory()
+            if losses:
+                return [float(each[0]) for each in losses]
         found = [float(value) for name, value in (logs or {}).items() if "loss" in name]
         if not found:
             raise RuntimeError(
@@ -102,18 +97,16 @@ class StepLosses(StepRecorder):
             heard.trace = _trace_of(args) if self._is_jax else None
             try:
                 done = step(*args, **kwargs)
-                if self._is_jax:
-                    logs, state = done
-                    losses = [] if heard.totals else heard.means or _losses_in(logs)
-                    self.num_losses = len(losses)
-                    return self._with_loss(logs, losses) if losses else logs, state
-                losses, memory = heard.totals or heard.means or _losses_in(done), self._memory
+                logs, *state = done if self._is_jax else (done,)
+                # Those of JAX were kept where they were heard.
+                is_kept = self._is_jax and heard.totals
+                losses = [] if is_kept else heard.totals or heard.means or _losses_in(logs)
                 self.num_losses = len(losses)
-                if losses and memory is None:
-                    return self._with_loss(done, losses)
-                if losses and memory is not None:
-                    memory.keep(_sum_of(losses))
-                return done
+                if losses and (self._is_jax or self._memory is None):
+                    logs = self._with_loss(logs, losses)
+                elif losses:
+                    self._memory.keep(_sum_of(losses))
+                return (logs, *state) if self._is_jax else logs
             finally:
                 del heard.totals, heard.means, heard.trace
 
@@ -154,7 +147,7 @@ class StepLosses(StepRecorder):
         """The logs of a step with its loss, and on TensorFlow with its rate."""
         values = {STEP_LOSS: ops.cast(ops.stop_gradient(_sum_of(losses)), "float32")}
         # The step has built its optimizer by now.
-        self.rate_variable = None if self.rates is None else self.rates.variable
+        self.rate_variable = self.rates.variable
         if self.rate_variable is not None and keras.backend.backend() == "tensorflow":
             values[STEP_RATE] = ops.convert_to_tensor(self.rate_variable)
         return self.function.put(logs, values) or logs
@@ -182,27 +175,6 @@ def _mean_of(value: Any) -> Any:
     return ops.mean(value) if len(value.shape) else value
 
 
-class _Ring(StepMemory):
-    """Holds the losses of the last steps, and how many were written."""
-
-    def __init__(self, capacity: int) -> None:
-        super().__init__(name="r8_step_losses")
-        self._capacity = capacity
-        # Which float32 counts exactly.
-        self.modulus = capacity * (2**23 // capacity)
-        # Of several replicas the mean: each has a part of the batch.
-        self.values = self.add_variable(
-            shape=(capacity + 1,), initializer="zeros", dtype="float32", aggregation="mean", name="values"
-        )
-
-    def keep(self, loss: Any) -> None:
-        """Note the loss of a step, 0-dim."""
-        loss, values = ops.cast(ops.stop_gradient(loss), "float32"), self.values
-        place = ops.mod(values[-1], float(self._capacity))
-        kept = ops.where(ops.arange(self._capacity, dtype="float32") == place, loss, values[:-1])
-        self.values.assign(ops.concatenate([kept, ops.mod(values[-1:] + 1.0, float(self.modulus))]))
-
-
 class OwnBatchesCallback(FitCallback):
     """What `R8Callback` makes of an `R8Scheduler` without ``num_samples``: ``fit`` keeps its data, R8 heals the model.
 
@@ -228,14 +200,11 @@ class OwnBatchesCallback(FitCallback):
 
     def _optimizers_of(self, model: Any) -> list[Any]:
         """The optimizer that a model was compiled with, and those that it has as attributes."""
-        found = [each for each in vars(model).values() if isinstance(each, keras.optimizers.Optimizer)]
-        compiled = getattr(model, "optimizer", None)
-        if compiled is not None:
-            found.insert(0, compiled)
-        found = [each for number, each in enumerate(found) if not any(each is other for other in found[:number])]
+        held = [getattr(model, "optimizer", None), *vars(model).values()]
+        found = {id(each): each for each in held if isinstance(each, keras.optimizers.Optimizer)}
         if not found:
             raise ValueError(f"model must be compiled with an optimizer, got {model!r} without; call compile().")
-        return found
+        return list(found.values())
 
     def _recorder_of(self, model: Any) -> StepLosses:
         return StepLosses.of(model, model.steps_per_execution)
@@ -246,12 +215,6 @@ class OwnBatchesCallback(FitCallback):
             return float(sum(recorder.read(None)))
 
         return Repeat(lambda batch: batch is not None, loss)
-
-    def set_model(self, model: Any) -> None:
-        """Take the model; Keras calls it as a ``fit`` begins."""
-        super().set_model(model)
-        losses: Any = self._recorder
-        losses.rates = self._rates
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Wire the model; TensorFlow's trainer leaves it to the first step to build it."""
@@ -269,26 +232,24 @@ class OwnBatchesCallback(FitCallback):
         if state.num_saved_devices is None or self._is_rewound:
             return
         self._is_rewound = True
-        data, host = local_of_fit("x"), self._r8.host
-        steps = local_of_fit("steps_per_epoch")
+        data, steps, num_had = local_of_fit("x"), local_of_fit("steps_per_epoch"), local_of_fit("initial_epoch")
         if steps is not None:
             # The next epoch goes on in the same data where this one ends.
-            for _ in range(
-                local_of_fit("initial_epoch") if self._r8.feed.source.settings.resume_data != "start" else 0
-            ):
-                for _ in _behind(local_of_fit("epoch_iterator"), steps, host):
+            starts_over = self._r8.feed.source.settings.resume_data == "start"
+            for _ in range(0 if starts_over else num_had):
+                for _ in _behind(local_of_fit("epoch_iterator"), steps, self._r8.host):
                     pass
             return
         if isinstance(data, keras.utils.PyDataset):
             # Many draw the order of the next epoch as one ends.
-            for _ in range(local_of_fit("initial_epoch")):
+            for _ in range(num_had):
                 data.on_epoch_begin()
                 data.on_epoch_end()
         if not hasattr(data, "element_spec"):
             return
         # TensorFlow's trainer makes another one at the end of an epoch whose length it knows.
         makes_another = keras.backend.backend() == "tensorflow"
-        for number in range(local_of_fit("initial_epoch")):
+        for number in range(num_had):
             iterator = iter(data)
             if not number and has_stage(data, "Cache"):
                 # It keeps the order of the first epoch.

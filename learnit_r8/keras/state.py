@@ -74,11 +74,7 @@ class ModelState:
         of_model = [*model.trainable_variables, *model.non_trainable_variables]
         found = {"model": [*of_model, *own_variables(model, *self._optimizers)]}
         for number, optimizer in enumerate(self._optimizers, start=1):
-            # Without the rate, which the scheduler sets at each step: it may be a variable of the optimizer's own when
-            # the state is saved, and a function of another one when it is put back.
-            rate = rate_of(optimizer)
-            name = "optimizer" if number == 1 else f"optimizer {number}"
-            found[name] = [each for each in optimizer.variables if each is not rate]
+            found["optimizer" if number == 1 else f"optimizer {number}"] = _without_rate(optimizer)
         return found
 
     def variables(self) -> list[list[Any]]:
@@ -166,9 +162,7 @@ class ModelState:
     def renew(self, optimizers: Sequence[Any]) -> None:
         """Put optimizers back to what they were as their first step built them."""
         for optimizer in optimizers:
-            rate = rate_of(optimizer)
-            variables = [each for each in optimizer.variables if each is not rate]
-            for variable, array in zip(variables, self._fresh(optimizer), strict=True):
+            for variable, array in zip(_without_rate(optimizer), self._fresh(optimizer), strict=True):
                 variable.assign(array)
 
     def _build(self, built: Sequence[NDArray[np.int64]]) -> None:
@@ -184,17 +178,13 @@ class ModelState:
         again = type(optimizer).from_config(optimizer.get_config())
         with scope_of(self._model):
             again.build(optimizer._trainable_variables)
-        rate = rate_of(again)
-        return [as_numpy(each) for each in again.variables if each is not rate]
-
-    @property
-    def has_random(self) -> bool:
-        """Whether a file with the states of random generators was loaded, and no training has begun since."""
-        return bool(self._random)
+        return [as_numpy(each) for each in _without_rate(again)]
 
     def resume_random(self, *, is_set: bool) -> None:
-        """Set the generators of the file once more, if ``is_set``: a loader draws from them when it starts."""
-        if is_set:
+        """Set the generators of a file that was loaded once more, if ``is_set``, as the first training since begins: a
+        loader draws from them when it starts.
+        """
+        if self._random and is_set:
             set_random_state(self._random)
         self._random = []
 
@@ -280,6 +270,14 @@ def _arrays_of(state: Mapping[str, Any], kind: str) -> list[NDArray[Any]]:
     """The arrays of a kind in their order; a file has no names."""
     arrays = state.get(kind, [])
     return list(arrays.values() if isinstance(arrays, Mapping) else arrays)
+
+
+def _without_rate(optimizer: Any) -> list[Any]:
+    """The variables of an optimizer but for its rate, which the scheduler sets at each step: that may be a variable of
+    its own when a state is saved, and a function of another one when it is put back.
+    """
+    rate = rate_of(optimizer)
+    return [each for each in optimizer.variables if each is not rate]
 
 
 def rate_of(optimizer: Any) -> Any:

@@ -26,6 +26,10 @@ MOST_KEPT = 2**27
 """Most numbers of a state that is kept before each step; of a larger one, only the metrics are."""
 
 
+OURS = "r8_step"
+"""The entry of a step's logs in which it returns what is ours."""
+
+
 class TrainFunction:
     """Stands around the training function of a model, which it makes anew, and stays there for good.
 
@@ -43,8 +47,7 @@ class TrainFunction:
         self._model, self._back_end = model, keras.backend.backend()
         self._state: ModelState | None = None
         self._values: dict[str, Any] = {}
-        self._names: list[str] = []
-        self._is_within = False
+        self._is_within = self._is_lasting = False
         self._function: Callable[..., Any] | None = None
         self._spec: Any = None
         self._before: Any = None
@@ -59,16 +62,15 @@ class TrainFunction:
         self._kept: list[tuple[Any, Any]] = []
         # Optimizers that the first step builds.
         self._unbuilt: list[Any] = []
-        self._read: Callable[[], list[Any]] = list
-        self._copy_tree: Callable[..., Any] | None = None
+        self._read: Callable[[Any], Any] = list
         make = getattr(model.make_train_function, "__wrapped__", model.make_train_function)
 
         @functools.wraps(make)
         def make_train_function(*args: Any, **kwargs: Any) -> Any:
             make(*args, **kwargs)
-            if getattr(model.train_function, "around", None) is not self:
+            if model.train_function is not self:
                 self._function = self._remade(model.train_function)
-                model.train_function = self._around()
+                model.train_function = self
             return model.train_function
 
         show = model._get_metrics_result_or_logs
@@ -101,7 +103,16 @@ class TrainFunction:
         """
         self._state, self.end_iteration = state, end_iteration
         self.begin_epoch()
-        self._keep_in_step()
+        # A step that is traced stays: traced again, its operations of ``tf.random`` would begin anew.
+        is_traced = self._model.train_function is not None and self._is_traced
+        if self._back_end == "tensorflow" and self.shows_batch and not is_traced:
+            import tensorflow as tf
+
+            # It is yet to be traced, and keeps what it changes before it changes it.
+            self._kept = []
+            for each in self._find_variables():
+                with tf.device(each.value.device):
+                    self._kept.append((each, tf.Variable(each.value, trainable=False)))
 
     def begin_epoch(self) -> None:
         """Look for all variables again; the model may have been compiled again."""
@@ -117,22 +128,16 @@ class TrainFunction:
 
     def put(self, logs: Any, values: Mapping[str, Any]) -> Any:
         """The logs of a step and these values; None where nobody would take them out, as in a loop of the user's."""
-        if not self._is_within or not isinstance(logs, Mapping):
-            return None
-        self._names = [*values]
-        return {**logs, **values}
+        return {**logs, OURS: values} if self._is_within and isinstance(logs, Mapping) else None
 
     def take(self) -> dict[str, Any]:
         """What the last step returned, once."""
         values, self._values = self._values, {}
         return values
 
-    def _around(self) -> Callable[..., Any]:
-        def train_function(*args: Any) -> Any:
-            return self._call(*(args if self._state is None else self._begin(args)))
-
-        train_function.around = self  # type: ignore[attr-defined]
-        return train_function
+    def __call__(self, *args: Any) -> Any:
+        """Take a step, as Keras asks for it."""
+        return self._call(*(args if self._state is None else self._begin(args)))
 
     def _call(self, *args: Any) -> Any:
         assert self._function is not None
@@ -143,41 +148,25 @@ class TrainFunction:
             self._is_within = False
         # JAX hands the state on beside the logs.
         logs = done[0] if isinstance(done, tuple) else done
-        self._values = {name: logs.pop(name) for name in self._names if name in logs}
+        self._values = logs.pop(OURS, {}) if isinstance(logs, dict) else {}
         self._logs_before, self._logs = self._logs, logs
         return done
 
     # The state before a step, and its batch.
-
-    def _keep_in_step(self) -> None:
-        """Have a step that TensorFlow is yet to trace keep what it changes, before it changes it.
-
-        One that is traced stays: traced again, its operations of ``tf.random`` would begin anew.
-        """
-        is_made = self._model.train_function is not None
-        if self._back_end != "tensorflow" or not self.shows_batch or (is_made and self._is_traced):
-            return
-        import tensorflow as tf
-
-        self._kept = []
-        for each in self._find_variables():
-            with tf.device(each.value.device):
-                self._kept.append((each, tf.Variable(each.value, trainable=False)))
 
     def _remade(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The training function of one batch at a time, with what is needed of a step; else that of Keras."""
         model = self._model
         if self._back_end == "tensorflow" and self.shows_batch:
             return self._of_tensorflow()
-        if self._back_end != "jax" or not model.jit_compile or model.run_eagerly:
-            return function
-        if keras.distribution.distribution() is not None or not self._is_small(self._carried()):
-            return function
-        jax: Any = sys.modules["jax"]
-        # Keras' own gives the state away (donate_argnums).
-        lasting: Callable[..., Any] = model._make_function(jax.jit(model.train_step))
-        lasting.is_lasting = True  # type: ignore[attr-defined]
-        return lasting
+        is_compiled = self._back_end == "jax" and model.jit_compile and not model.run_eagerly
+        is_whole = is_compiled and keras.distribution.distribution() is None
+        self._is_lasting = is_whole and self._is_small(self._carried())
+        # That of JAX which Keras makes gives the state away (donate_argnums).
+        made: Callable[..., Any] = (
+            model._make_function(sys.modules["jax"].jit(model.train_step)) if self._is_lasting else function
+        )
+        return made
 
     def _of_tensorflow(self) -> Callable[..., Any]:
         """What Keras makes, but that it keeps the state and the batch.
@@ -215,15 +204,16 @@ class TrainFunction:
 
     def _begin(self, args: Any) -> Any:
         """Keep the state before a step and note its batch; the arguments to call the function with."""
+        assert self._state is not None
         self._before = None
         # Metrics are built in the first step, and an optimizer may be.
         if not self._num_calls:
-            self._unbuilt = self._state.unbuilt() if self._state is not None else []
+            self._unbuilt = self._state.unbuilt()
         if self._num_calls < 2:
             self._variables = self._find_variables()
             self._read = self._reader()
         self._num_calls += 1
-        self._before = self._read_carried(args[0]) if self._back_end == "jax" else self._read()
+        self._before = self._read(args[0])
         self.batch, iterator = None, args[-1]
         if self._back_end == "tensorflow":
             self._spec = getattr(iterator, "element_spec", None)
@@ -248,22 +238,22 @@ class TrainFunction:
         total: int = sum(math.prod(each.shape) for kind in kinds for each in kind)
         return total <= MOST_KEPT
 
-    def _reader(self) -> Callable[[], list[Any]]:
-        """A function that copies the variables that no step keeps by itself."""
+    def _reader(self) -> Callable[[Any], Any]:
+        """A function that copies what no step keeps by itself; it takes the first argument of the step."""
         if self._back_end == "jax":
-            return list
+            return self._read_carried
         if self._back_end == "tensorflow":
             kept = {id(each.value) for each, _ in self._kept} if self._is_traced or not self._num_calls else set()
             self._variables = [each for each in self._variables if id(each.value) not in kept]
             import tensorflow as tf
 
             # Later steps do not write to these tensors.
-            return lambda: [tf.convert_to_tensor(each.value) for each in self._variables]
+            return lambda _: [tf.convert_to_tensor(each.value) for each in self._variables]
         torch: Any = sys.modules["torch"]
         values = [each.value.detach() for each in self._variables]
         copies = [each.clone() for each in values]
 
-        def read() -> list[Any]:
+        def read(_: Any) -> list[Any]:
             torch._foreach_copy_(copies, values)
             return copies
 
@@ -271,15 +261,10 @@ class TrainFunction:
 
     def _read_carried(self, carried: Any) -> Any:
         """What JAX's trainer carries, as it is before a step."""
-        if getattr(self._function, "is_lasting", False):
+        if self._is_lasting:
             return carried
-        if self._copy_tree is None:
-            jax: Any = sys.modules["jax"]
-            # The step is given its arguments to keep.
-            self._copy_tree = jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))
-        if self._is_kept:
-            return self._copy_tree(carried)
-        return [[], [], [], self._copy_tree(carried[3])]
+        # The step is given its arguments to keep.
+        return _copier()(carried) if self._is_kept else [[], [], [], _copier()(carried[3])]
 
     def undo(self) -> bool:
         """Put back the state before the last step, if it is known, once; returns whether the weights were among it."""
@@ -291,18 +276,17 @@ class TrainFunction:
         if self._back_end == "jax":
             self._model.jax_state_sync()
             rate = rate_of(self._model.optimizer)
-            for variables, values in zip(self._carried(), before, strict=True):
-                # Some are not kept.
-                for variable, value in zip(variables, values, strict=False):
-                    if variable is not rate and not variable.path.startswith("r8_"):
-                        variable.assign(value)
-            return self._is_kept
-        # Some may be built since.
-        self._model.reset_metrics()
-        if self._num_calls == 1 and self._state is not None:
-            self._state.renew(self._unbuilt)
-        for variable, value in [*self._kept, *zip(self._variables, before, strict=True)]:
-            variable.assign(value)
+            # Some are not kept.
+            pairs = [pair for each in map(zip, self._carried(), before) for pair in each if pair[0] is not rate]
+        else:
+            # Some may be built since.
+            self._model.reset_metrics()
+            if self._num_calls == 1 and self._state is not None:
+                self._state.renew(self._unbuilt)
+            pairs = [*self._kept, *zip(self._variables, before, strict=True)]
+        for variable, value in pairs:
+            if not variable.path.startswith("r8_"):
+                variable.assign(value)
         return self._is_kept
 
     def _carried(self) -> list[list[Any]]:
@@ -321,7 +305,12 @@ class TrainFunction:
         # What the last step has kept is overwritten.
         self._before = None
         if self._back_end == "jax":
-            self._repeat_on_jax(batch)
+            self._model.jax_state_sync()
+            state = self._read_carried(tuple([each.value for each in variables] for variables in self._carried()))
+            _, done = self._call(state, iter([batch]))
+            for variable, value in zip(self._model.metrics_variables, done[3], strict=True):
+                if variable.path.startswith("r8_"):
+                    variable.assign(value)
         else:
             assert self._state is not None
             variables = [each for kind in self._state.variables() for each in kind if not each.path.startswith("r8_")]
@@ -334,14 +323,6 @@ class TrainFunction:
         self.batch, (self._logs_before, self._logs) = in_hand, logs
         set_random_state(random)
 
-    def _repeat_on_jax(self, batch: Any) -> None:
-        self._model.jax_state_sync()
-        state = self._read_carried(tuple([each.value for each in variables] for variables in self._carried()))
-        _, done = self._call(state, iter([batch]))
-        for variable, value in zip(self._model.metrics_variables, done[3], strict=True):
-            if variable.path.startswith("r8_"):
-                variable.assign(value)
-
     def _iterator_of(self, batch: Any) -> Any:
         """An iterator of TensorFlow's over one batch, of the kind that the function was traced for."""
         import tensorflow as tf
@@ -352,6 +333,12 @@ class TrainFunction:
         except (TypeError, ValueError):
             # It is traced once more.
             return iter([batch])
+
+
+@functools.cache
+def _copier() -> Callable[..., Any]:
+    jax: Any = sys.modules["jax"]
+    return jax.jit(lambda state: jax.tree.map(jax.numpy.copy, state))  # type: ignore[no-any-return]
 
 
 def local_of_fit(name: str) -> Any:
@@ -423,6 +410,7 @@ def callbacks_of_fit() -> list[Any] | None:
     """The callbacks of the ``fit`` that is running in this thread; None if there is none."""
     if local_of_fit("epoch_iterator") is None:
         return None
+    # On JAX and torch a first batch is looked at before Keras makes a list of what it was given.
     given = local_of_fit("callbacks")
     given = getattr(given, "callbacks", given)
     return [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
