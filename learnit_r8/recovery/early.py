@@ -326,7 +326,7 @@ class FirstSteps:
         last = list(before.recent)[-FIRST:]
         # At rates that are too high one batch alone misses what the last update has done to others.
         is_lower = sum(last) / len(last) <= before.start - BETTER * abs(before.start)
-        is_better, present = is_lower and initial.replayed <= initial.record, live.take_present()
+        is_better, present = is_lower and initial.replayed <= initial.record, live.present
         # The initial state is what is trained on from here; nothing is left in the model for a test.
         live.end()
         early.trial = RateTrial(
@@ -345,7 +345,7 @@ class FirstSteps:
             self._state.norms.begin(live.step)
         sentry.forget()
         lineage.begin(first)
-        self._witnesses.begin_trust()
+        self._witnesses.calm_run = 0
         self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
         reason = "no gradient" if is_dying else "no progress"
         self._state.lower_rate(rate, by=by, step=live.step, reason=reason)

@@ -213,7 +213,7 @@ class LiveModel:
                 return False
             self.guard, source = checkpoint.state["guard"], str(checkpoint.model_path)
         else:
-            self.guard, source = None, persistence.backup.copy_of(backup)
+            self.guard, source = None, persistence.backup.clone(backup.state)
         if not self._load(source, backup.step, name):
             return False
         self.current, self.put_step = backup, backup.step
@@ -266,16 +266,11 @@ class LiveModel:
 
     def put_present(self) -> bool:
         """Put back the state kept aside; False if there is none."""
-        present = self.take_present()
+        present, self.present = self.present, None
         return present is not None and self.put_copy(present)
 
-    def take_present(self) -> Any:
-        """Hand over the state set aside, and drop it here; None if there is none."""
-        present, self.present = self.present, None
-        return present
-
     def put_copy(self, present: Any) -> bool:
-        """Put back what `take_present` returned, or a `Saved` one, which is not used afterwards."""
+        """Put back a state that was set aside, or a `Saved` one, which is not used afterwards."""
         if not self._load(self._formed(present), self.step):
             return False
         self.current, self.put_step = None, self.step
@@ -364,12 +359,13 @@ class Witnesses:
 
     Attributes:
         waiting: The newest checkpoint while its witness is not complete; None otherwise.
+        calm_run: Calm losses in a row.
     """
 
     def __init__(self, persistence: Persistence, trust_steps: int) -> None:
         self._persistence, self._backup, self._trust_steps = persistence, persistence.backup, trust_steps
         self.forget_checkpoints()
-        self._calm_run = 0
+        self.calm_run = 0
 
     def forget_checkpoints(self) -> None:
         """Forget what is known of checkpoints, as losses mean something else from here on."""
@@ -422,8 +418,8 @@ class Witnesses:
 
     def trust(self, updates: int, *, is_calm: bool) -> None:
         """Trust the states after which enough losses were calm; to be called every fourth update."""
-        self._calm_run = self._calm_run + 4 if is_calm else 0
-        if self._calm_run >= self._trust_steps:
+        self.calm_run = self.calm_run + 4 if is_calm else 0
+        if self.calm_run >= self._trust_steps:
             for each in (*self._backup.backups, *self._on_disk):
                 each.is_proven = each.is_proven or (updates - each.updates >= self._trust_steps and bool(each.witness))
 
@@ -458,11 +454,7 @@ class Witnesses:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)
         self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
-        backup.is_proven, self._calm_run = True, 0
-
-    def begin_trust(self) -> None:
-        """Count calm losses from here on."""
-        self._calm_run = 0
+        backup.is_proven, self.calm_run = True, 0
 
     def begin_anew(self, replayed: Iterable[Backup]) -> None:
         """Take the losses of the last replays as records; forget all other records."""

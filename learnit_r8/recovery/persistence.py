@@ -159,7 +159,7 @@ class BackupTimer:
             # The call that took it was interrupted before it could note so.
             self.note_done(step)
         self.is_due = (step != self._step and bool(self.when(elapsed))) or self.is_due
-        awaits = self.backup.awaits_witness
+        awaits = newest is not None and not newest.is_closed
         is_early = not self.is_due and step >= self._early_step and not awaits
         waits = awaits and len(self.backup.backups) > 1
         is_now = (self.is_due or is_early) and step != self._step and is_calm and not waits
@@ -239,11 +239,12 @@ class BackupTimer:
         sums = tree.sums_of(state)
         bad = tree.faults_in(sums)
         self.variances.compare(sums, is_alone=self._agreement.ranks is None)
-        if self._is_first:
+        is_first, self._is_first = self._is_first, False
+        for key, fault in bad.items():
             # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
-            self._is_first = False
-            self.meant = {key for key, fault in bad.items() if fault != "NaN"}
-        self.meant |= {key for key in bad for name in self.not_healed if f"{key}.".startswith(f"{name}.")}
+            is_mask = is_first and fault != "NaN"
+            if is_mask or any(f"{key}.".startswith(f"{name}.") for name in self.not_healed):
+                self.meant.add(key)
         return next((key for key in bad if key not in self.meant), "")
 
     def note_lasting(self, name: str) -> None:

@@ -266,20 +266,15 @@ class Progress(SavedFields):
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
     @property
-    def usual(self) -> float:
-        """Median of the losses before the last one; NaN if there are too few."""
-        before = list(self.recent)[:-1]
-        return median_of(before) if len(before) >= LEVEL else math.nan
-
-    @property
     def has_exploded(self) -> bool:
         """Whether the last loss is far above the others and the untrained model's, and those before it were not.
 
         Where the data change, as with classes that come later, several are in a row, and the first one counts.
         """
-        usual, *before, last = self.usual, *list(self.recent)[-APART - 1 :]
+        *before, last = self.recent
+        usual = median_of(before) if len(before) >= LEVEL else math.nan
         has_learned, least = usual <= (1 - LEAST_LEARNED) * self.untrained, max(self.untrained, FAR_ABOVE * usual)
-        return has_learned and last > least >= max(before)
+        return has_learned and last > least >= max(before[-APART:])
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

@@ -141,11 +141,6 @@ class RecoveryController:
         return not self.experiment.is_open and (is_alone or self.state.early.trial is None)
 
     @property
-    def is_calm(self) -> bool:
-        """Whether nothing was refused since the last good loss, and nothing is tested."""
-        return not self._refusals.bad_in_a_row and not self.is_open
-
-    @property
     def lr_factor(self) -> float:
         """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
         return self.limit.factor
@@ -205,7 +200,7 @@ class RecoveryController:
             suspicion: How close the guard is to refusing; NaN if it was not asked, as at most updates.
             own_rate: As for `refused`.
         """
-        if self.quarantine.is_watching:
+        if self.quarantine.counts:
             self.quarantine.cleared(ticket.indices)
         state, lineage, witnesses, backup = self.state, self.lineage, self.witnesses, self._persistence.backup
         progress = lineage.progress
@@ -503,7 +498,8 @@ class RecoveryController:
         elif not self._sentry.tests_progress:
             # Batches and rates are the user's own: only the level of the losses says something of those.
             remedies.confirm_rate(level)
-            is_idle = lineage.rises or self.limit.is_in_vain
+            # Also where a lower rate was asked for that the loop cannot have.
+            is_idle = lineage.rises or (self.limit.is_ignored and self.limit.was_lowered)
             if lineage.progress.is_above_untrained(lineage.updates) and not is_idle and self.live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
             elif self.watches_explosions:
@@ -522,10 +518,6 @@ class RecoveryController:
             self._experiment_on(Alarm.REGRESS, level, best=best)
         self.is_quiet = was_quiet and not (self.is_open or self._incidents.current or self.limit.is_on)
 
-    def may_look_last(self, step: int) -> bool:
-        """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
-        return self.state.looked_last_at != step or self.experiment.is_open
-
     def looks_last(self, *, step: int, lr: float, may_probe: bool) -> bool:
         """Start an experiment before the run ends, if its last losses were unusual or the weights are not finite.
 
@@ -537,10 +529,10 @@ class RecoveryController:
         Returns:
             Whether one is open.
         """
+        if self.experiment.is_open or self.state.looked_last_at == step:
+            return self.experiment.is_open
         self.begin_call(step, lr)
         callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
-        if self.experiment.is_open:
-            return True
         self.state.looked_last_at = step
         damage = self.live.look() if can_restore else ""
         if damage:
