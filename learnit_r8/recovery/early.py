@@ -123,14 +123,14 @@ class FirstSteps:
             has_batches: Whether batches are, as indices.
         """
         early, first, last, trial = self._early, self._witnesses.first, self._early.last, self._early.trial
-        case, asked = self._experiment.case, self._experiment.asked
-        if case is not None and case.alarm is Alarm.WILD and not early.is_compared:
+        if self._experiment.case.alarm is Alarm.WILD and not early.is_compared:
             # The batch in hand is drawn again by the resumed run.
-            last = asked
+            last = self._experiment.asked
+        is_compared = early.is_compared and not self._experiment.is_open
         is_watched = has_batches and self._sentry.tests_progress and self._lineage.updates <= START_UPDATES
         saved = {
             **early.state_dict(), "last": last.to_plain() if last is not None and is_watched else None,
-            "compared": first.replayed if early.is_compared and first is not None and case is None else None,
+            "compared": first.replayed if is_compared and first is not None else None,
             "first": None, "trial": None,
         }  # fmt: skip
         # On several ranks each has a part of what a trial has kept aside.
@@ -224,7 +224,7 @@ class FirstSteps:
         if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
             if self._limit.was_lowered:
                 # It is known already that the rate was too high; weights may be past learning since.
-                self._compare_with_first(level)
+                self._compare_with_first()
             else:
                 self.measure_updates(level)
         return best
@@ -236,13 +236,13 @@ class FirstSteps:
         elif len(self._early.changes) < UPDATES_LOOKED_AT:
             last, self._early.last = self._early.last, None
             if last is not None:
-                self._draw(last, level)
+                self._experiment.begin(Case(Alarm.WILD), draw_again(last))
         elif are_large(self._early.changes, self._early.size) and self._witnesses.first is not None:
-            self._compare_with_first(level)
+            self._compare_with_first()
         else:
             self._early.changes, self._early.measure_from = [], 2 * self._lineage.updates
 
-    def _compare_with_first(self, level: float) -> None:
+    def _compare_with_first(self) -> None:
         """Draw the witness of the initial state: a trial that the run leaves open may end with either."""
         first = self._witnesses.first
         assert first is not None
@@ -251,11 +251,7 @@ class FirstSteps:
             self._announcer.warn_once("no initial state", NO_INITIAL.format(self._lineage.updates))
             return
         self._early.is_compared, first.replayed = True, math.nan
-        self._draw(first, level)
-
-    def _draw(self, batch: Backup, level: float) -> None:
-        case = Case(Alarm.WILD, level, (), self._lineage.progress.start, 0.0, 0.0, share=0.0, is_sudden=True)
-        self._experiment.begin(case, draw_again(batch))
+        self._experiment.begin(Case(Alarm.WILD), draw_again(first))
 
     def note_change(self, batch: Backup) -> None:
         """Note a batch that was drawn again after its own update, or the witness of the initial state."""
@@ -294,7 +290,7 @@ class FirstSteps:
             else:
                 self._announcer.note_once("fading", FADING.format(self._live.step, dead.left))
             if may_try:
-                self._compare_with_first(level)
+                self._compare_with_first()
                 early.is_reviving = True
 
     @property

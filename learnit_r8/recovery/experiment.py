@@ -114,13 +114,13 @@ class Case:
     """
 
     alarm: Alarm
-    level: float
-    known: Sequence[Backup]
-    start: float
-    first_spread: float
-    first_level: float
-    share: float
-    is_sudden: bool
+    level: float = math.nan
+    known: Sequence[Backup] = ()
+    start: float = math.nan
+    first_spread: float = 0.0
+    first_level: float = 0.0
+    share: float = 0.0
+    is_sudden: bool = True
     rises: bool = False
     best: Backup | None = None
     is_exact: bool = True
@@ -194,6 +194,10 @@ class Case:
         share = min(0.95, max(self.share, 1e-3))
         most = MOST_REPEATS if self.is_exact else MOST_STAND_INS
         return int(np.clip(math.ceil(math.log(CHANCE) / math.log(share)), 2, most))
+
+
+NO_CASE, NO_BACKUP = Case(Alarm.END), Backup(0, 0)
+"""What an experiment is given, and asks for, where there is none."""
 
 
 class Finding(NamedTuple):
@@ -462,8 +466,8 @@ class ExperimentRun:
         can_probe: Whether a witness can be drawn out of turn; set by whoever hands out batches.
         is_open: Whether an experiment is under way.
         is_at_alarm: Whether the batch of the alarm was no step, so that a loss tied to its step is high once more.
-        asked: The backup whose witness is drawn; None if none is.
-        case: What the experiment was told; None if there is none.
+        asked: The backup whose witness is drawn.
+        case: What the experiment was told.
     """
 
     def __init__(self, live: LiveModel) -> None:
@@ -473,8 +477,7 @@ class ExperimentRun:
     def end(self) -> None:
         """Drop the experiment."""
         self._steps: Steps | None = None
-        self.asked: Backup | None = None
-        self.case: Case | None = None
+        self.asked, self.case = NO_BACKUP, NO_CASE
         self._losses: list[float] = []
         self.chunk: Any = None
         self._generators: Any = None
@@ -494,7 +497,6 @@ class ExperimentRun:
 
     def draw(self) -> Any:
         """The batch of the probe, as the plan draws it again; sets the random generators to those at its record."""
-        assert self.asked is not None
         generators = self._live.persistence.callbacks.generators
         if generators is not None and self.asked.generators is not None and not self._losses:
             generators.set(self.asked.generators)
@@ -510,8 +512,7 @@ class ExperimentRun:
 
     def is_fine(self, loss: float) -> bool:
         """Whether the loss of the probe is no higher than that of healthy weights."""
-        asked, case = self.asked, self.case
-        return asked is not None and case is not None and loss <= case.record(asked) + case.tolerance(asked)
+        return loss <= self.case.record(self.asked) + self.case.tolerance(self.asked)
 
     @property
     def is_partway(self) -> bool:
@@ -521,8 +522,7 @@ class ExperimentRun:
     @property
     def has_held(self) -> bool:
         """Whether the batches that stand for the probe of a backup, after a spike, show no damage so far."""
-        case = self.case
-        is_spike = case is not None and case.alarm is Alarm.SPIKE and not case.is_exact
+        is_spike = self.case.alarm is Alarm.SPIKE and not self.case.is_exact
         return is_spike and self.is_partway and self.is_fine(median(sorted(self._losses)))
 
     def lose(self, ticket: Ticket) -> None:
@@ -532,10 +532,8 @@ class ExperimentRun:
 
     def take(self, loss: float) -> Finding | None:
         """Take the loss of a part of the probe; returns the finding if that ends the experiment."""
-        assert self.asked is not None
         self.is_at_alarm = False
         self._losses.append(loss)
-        assert self.case is not None
         losses, is_exact = self._losses, self.case.is_exact
         count, most_bad = (len(self.asked.witness), 0) if is_exact else (TRIAL_LOSSES, MOST_BAD_LOSSES)
         num_bad = len(losses) - sum(map(math.isfinite, losses))

@@ -608,10 +608,8 @@ class RecoveryController:
         repeat = repeat if repeat is not None and repeat.holds(batch.witness[0]) else None
         if earlier and earlier[-1].can_be_put and (repeat is not None or self.experiment.can_probe):
             self.live.begin()
-            start = self.lineage.progress.start
-            case = Case(Alarm.EXPLODED, batch.record, (), start, 0.0, 0.0, share=0.0, is_sudden=True)
             low = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
-            self._run(case, draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
+            self._run(Case(Alarm.EXPLODED), draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
 
     def older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -663,8 +661,6 @@ class RecoveryController:
 
     def _take(self, loss: float, lr: float, *, leaves_out: bool) -> None:
         asked, case = self.experiment.asked, self.experiment.case
-        assert asked is not None
-        assert case is not None
         self._incidents.note_probe(leaves_out=leaves_out)
         self._refusals.probed()
         self._announcer.tell(
@@ -721,13 +717,12 @@ class RecoveryController:
         live, case = self.live, self.experiment.case
         live.step, live.put_step = step, None
         live.hide()
-        if live.current is not None or (case is not None and case.better_than_present() is not None):
+        if live.current is not None or case.better_than_present() is not None:
             best = self._best_of_test()
             if not isinstance(best, Backup):
                 live.put_present()
             elif live.put(best):
-                alarm, is_sudden = (Alarm.END, True) if case is None else (case.alarm, case.is_sudden)
-                self._go_on_from(best, alarm, is_sudden=is_sudden)
+                self._go_on_from(best, case.alarm, is_sudden=case.is_sudden)
         elif self.experiment.is_open:
             self._remedies.leave_open()
         self.early.break_off(is_damaged=False)
@@ -737,11 +732,10 @@ class RecoveryController:
     def _best_of_test(self) -> Any:
         """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
         case, present = self.experiment.case, self.live.present
-        better = None if case is None else case.better_than_present()
+        better = case.better_than_present()
         if better is None and present is not None:
             # Of the state set aside nothing is known but the loss of the alarm, or that it is damaged.
-            is_other = self.experiment.has_held or (case is not None and case.is_unsound)
-            return self.live.current if is_other else present
+            return self.live.current if self.experiment.has_held or case.is_unsound else present
         if better is not None and better.updates:
             return better
         return self.witnesses.best(self.lineage.progress.start)
