@@ -378,23 +378,19 @@ class Witnesses:
         backups = self._backup.backups
         return backups[0] if backups and not backups[0].updates else None
 
-    def _awaiting(self) -> list[Backup]:
-        """The states that were taken since the last update, in RAM and on disk."""
-        newest = [self._backup.newest, self.waiting]
-        return [each for each in newest if each is not None and not each.is_closed]
-
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
-        generators = self._persistence.callbacks.generators
-        if generators is not None and (begun := [each for each in self._awaiting() if not each.witness]):
+        generators, states = self._persistence.callbacks.generators, (self._backup.newest, self.waiting)
+        begun = [each for each in states if each is not None and not (each.is_closed or each.witness)]
+        if generators is not None and begun:
             state = generators.get()
             for each in begun:
                 each.generators = state
 
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note a batch of the first update after the newest backup or checkpoint."""
-        for each in self._awaiting():
-            if ticket.draw >= each.draws:
+        for each in (self._backup.newest, self.waiting):
+            if each is not None and not each.is_closed and ticket.draw >= each.draws:
                 self._backup.add_witness(each, ticket.chunk.witness_of(ticket.indices), loss)
         if self.waiting is not None and self.waiting.is_closed:
             self.waiting = None

@@ -208,24 +208,21 @@ class BackupTimer:
         self.clean_step = step
         taken, took = None, NO_MEMORY
         began = time.perf_counter() if began is None else began
-        try:
+        with contextlib.suppress(MemoryError):
             taken = self.backup.offer(state, step=step, draws=draws, moment=get_moment(state))
             took = int(1e6 * (time.perf_counter() - began))
-        except MemoryError:
-            pass
         took = self._agreement.most(took)
-        if took == NO_MEMORY:
+        if took < NO_MEMORY:
+            self._took.append(1e-6 * took)
+        elif taken is not None:
             # On all ranks, which must go back to the same step later.
-            if taken is not None:
-                self.backup.backups.remove(taken)
-            self.note_done(step)
-            self._announcer.warn_once(
-                "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."
-            )
-            return ""
-        self._took.append(1e-6 * took)
+            self.backup.backups.remove(taken)
         self.note_done(step)
-        self._announcer.tell(events.BackupTaken)
+        if took < NO_MEMORY:
+            self._announcer.tell(events.BackupTaken)
+        else:
+            text = f"there was no memory for the backup at step {step}; the previous one is kept."
+            self._announcer.warn_once("no memory", text)
         return ""
 
     def told(self, damaged: str) -> str:

@@ -403,8 +403,9 @@ class RecoveryController:
                 # Otherwise a loss that stays higher for good would be refused for ever.
                 self._sentry.forget()
             return False
-        is_blind = self._persistence.callbacks.state is None
-        return is_finite or is_blind or self._refusals.is_worth_looking or bool(self.live.damage())
+        # After so many in a row the weights may be the cause.
+        are_many = self._refusals.bad_in_a_row >= self._refusals.bad_limit
+        return is_finite or are_many or self._persistence.callbacks.state is None or bool(self.live.damage())
 
     def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
         """Note that a step which was not finite was computed once more, from the same weights and batch.

@@ -107,11 +107,6 @@ class Refusals(SavedFields):
     is_costly: bool = False
 
     @property
-    def is_worth_looking(self) -> bool:
-        """Whether so many losses in a row were not finite that the weights may be the cause."""
-        return self.bad_in_a_row >= self.bad_limit
-
-    @property
     def num_last(self) -> int:
         """Batches refused since the last good one, probes aside; a hundred at most."""
         outcomes = [*self.outcomes]
