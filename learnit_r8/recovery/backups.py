@@ -86,8 +86,8 @@ class SchedulerState(NamedTuple):
 
 
 @dataclass(eq=False)
-class Backup:
-    """A state to go back to, in RAM or in a checkpoint.
+class Backup(SavedFields):
+    """A state to go back to, in RAM or in a checkpoint; what is saved of it is its record.
 
     Attributes:
         step: Steps reported when it was taken.
@@ -111,20 +111,20 @@ class Backup:
 
     step: int
     updates: int
-    draws: int = 0
-    state: Any = None
-    moment: SchedulerState | None = None
+    draws: int = field(default=0, metadata=NOT_SAVED)
+    state: Any = field(default=None, metadata=NOT_SAVED)
+    moment: SchedulerState | None = field(default=None, metadata=NOT_SAVED)
     recent: tuple[float, ...] = ()
     witness: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    generators: Any = None
-    is_closed: bool = False
+    generators: Any = field(default=None, metadata=NOT_SAVED)
+    is_closed: bool = field(default=False, metadata=NOT_SAVED)
     is_proven: bool = False
-    replayed: float = math.nan
-    noise: float = math.nan
-    is_on_disk: bool = False
-    is_resumed: bool = False
-    is_of_file: bool = False
+    replayed: float = field(default=math.nan, metadata=NOT_SAVED)
+    noise: float = field(default=math.nan, metadata=NOT_SAVED)
+    is_on_disk: bool = field(default=False, metadata=NOT_SAVED)
+    is_resumed: bool = field(default=False, metadata=NOT_SAVED)
+    is_of_file: bool = field(default=False, metadata=NOT_SAVED)
 
     @property
     def can_be_put(self) -> bool:
@@ -162,21 +162,13 @@ class Backup:
         """Whether its witness had no loss far above those before it, as far as they are known."""
         return not self.record > self.level + FAR_SPREADS * self.spread
 
-    def to_plain(self) -> dict[str, Any]:
-        """All but the state, for a saved state."""
-        return {
-            "step": self.step, "updates": self.updates, "recent": list(self.recent), "witness": list(self.witness),
-            "losses": list(self.losses), "is_proven": self.is_proven,
-        }  # fmt: skip
-
     @classmethod
     def from_plain(cls, saved: Mapping[str, Any]) -> Backup:
-        """Make a backup of what `to_plain` returned; its state is in a checkpoint."""
-        return cls(
-            saved["step"], saved["updates"], recent=tuple(saved["recent"]),
-            witness=[np.asarray(each, np.int64) for each in saved["witness"]], losses=list(saved["losses"]),
-            is_proven=saved["is_proven"], is_on_disk=True,
-        )  # fmt: skip
+        """Make a backup of what `state_dict` returned; its state is in a checkpoint."""
+        backup = cls(0, 0, is_on_disk=True)
+        backup.load_state_dict(saved)
+        backup.witness = [np.asarray(each, np.int64) for each in backup.witness]
+        return backup
 
     def begin_anew(self, record: float = math.nan) -> None:
         """Take another record, as losses mean something else from here on; with NaN, probes say nothing any more."""

@@ -129,7 +129,7 @@ class FirstSteps:
         is_compared = early.is_compared and not self._experiment.is_open
         is_watched = has_batches and self._sentry.tests_progress and self._lineage.updates <= START_UPDATES
         saved = {
-            **early.state_dict(), "last": last.to_plain() if last is not None and is_watched else None,
+            **early.state_dict(), "last": last.state_dict() if last is not None and is_watched else None,
             "compared": first.replayed if is_compared and first is not None else None,
             "first": None, "trial": None,
         }  # fmt: skip
@@ -141,7 +141,7 @@ class FirstSteps:
             is_needed = self.is_measuring or trial is not None
             beside = {"state": first.state if is_needed else None, "generators": first.generators}
             is_any = any(each is not None for each in beside.values())
-            saved["first"] = {**first.to_plain(), "is_closed": first.is_closed}
+            saved["first"] = {**first.state_dict(), "is_closed": first.is_closed}
             saved["first"]["beside"] = saved_form(beside) if is_any else None
         if trial is not None:
             own = self._live.of_trial

@@ -502,12 +502,8 @@ class ExperimentRun:
             generators.set(self.asked.generators)
         return self.asked.witness[len(self._losses)]
 
-    def tests(self, ticket: Ticket) -> bool:
-        """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
-        return self.takes(ticket) or (self.is_open and self._live.current is not None)
-
     def takes(self, ticket: Ticket) -> bool:
-        """Whether the loss of a batch that `tests` is one of the test."""
+        """Whether the loss of a batch is one of the test."""
         return self.is_open and (ticket.chunk is self.chunk or not self.can_probe)
 
     def is_fine(self, loss: float) -> bool:

@@ -470,7 +470,7 @@ class Witnesses:
 
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""
-        return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]
+        return [each.state_dict() for each in (*self._on_disk, *self._backup.backups) if each.witness]
 
     def load_plain(self, saved: Iterable[Mapping[str, Any]]) -> None:
         """Load what `to_plain` returned; the states are those of checkpoints."""

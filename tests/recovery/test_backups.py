@@ -171,11 +171,11 @@ def test_witness_survives_a_checkpoint(witness, recent, is_proven):
     backup = Backup(
         7, 5, recent=tuple(recent), witness=[np.array(each) for each in witness], losses=recent[:1], is_proven=is_proven
     )
-    plain = backup.to_plain()
+    plain = backup.state_dict()
     loaded = Backup.from_plain({**json.loads(json.dumps(plain, default=np.ndarray.tolist))})
 
     assert loaded.is_on_disk
-    assert repr(loaded.to_plain()) == repr(plain)
+    assert repr(loaded.state_dict()) == repr(plain)
 
 
 def test_new_record():
