@@ -167,9 +167,7 @@ class LiveModel:
         count = num_float_arrays(live) if self._keeps_rates else len(leaves(live))
         is_little = 0 < len(names) <= MOST_MENDED * count
         # Where some ranks hold no damage, mending the others would make their weights differ.
-        if self.persistence.agreement.agree("" if is_little else "go back"):
-            return False
-        if not self._load(mended, self.step):
+        if self.persistence.agreement.agree("" if is_little else "go back") or not self._load(mended, self.step):
             return False
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         self.put_step = self.step
@@ -256,7 +254,7 @@ class LiveModel:
             RestoreError: the load callback raised for every state there is.
         """
         self.begin()
-        steps, backups = sorted(self.persistence.checkpoint_steps()), self.persistence.backup.backups
+        steps, backups = sorted(self.persistence.checkpoints()), self.persistence.backup.backups
         for backup in reversed([*(Backup(step, step, is_on_disk=True) for step in steps), *backups]):
             if (backup.moment is not None or not is_of_run) and self.put(backup):
                 self.end()
@@ -421,7 +419,7 @@ class Witnesses:
 
     def all_states(self) -> list[Backup]:
         """The states in RAM and on disk, with a witness or without, oldest first."""
-        files = self._persistence.checkpoint_steps()
+        files = self._persistence.checkpoints()
         by_step = {step: Backup(step, step, is_on_disk=True) for step in files}
         for each in (*self._on_disk, *self._backup.backups):
             if each.step in files or not each.is_on_disk:

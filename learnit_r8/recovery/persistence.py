@@ -664,14 +664,11 @@ class Persistence:
                 f"there is no load_callback, so the model is unchanged; the saved one is in {where!r}.",
             )
 
-    def checkpoint_steps(self) -> set[int]:
-        """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
-        store = self.store
-        return set() if store is None or self.callbacks.load is None else {step for _, step in store.own_states()}
+    def checkpoints(self) -> dict[int, str]:
+        """Those with a model that could be put back, step and name, newest first; all ranks ask at the same point."""
+        store = None if self.callbacks.load is None else self.store
+        return {} if store is None else {step: name for name, step in reversed(store.own_states())}
 
     def name_of(self, backup: Backup) -> str:
         """ "backup", or the name of its checkpoint; "" for one that is gone."""
-        if not backup.is_on_disk:
-            return "backup"
-        states = [] if self.store is None else self.store.own_states()
-        return next((name for name, step in states if step == backup.step), "")
+        return self.checkpoints().get(backup.step, "") if backup.is_on_disk else "backup"
