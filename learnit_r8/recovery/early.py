@@ -295,8 +295,9 @@ class FirstSteps:
 
     @property
     def _died_at(self) -> int:
-        """Updates after which these parameters had no gradient, at most."""
-        return self._lineage.updates - self._early.dead.since * DEAD_EVERY * self._backup.witness_size
+        """Updates after which these parameters had no gradient, at most: when the last of them died."""
+        looks = min((each for _, each in self._early.dead.found if each >= DEAD_LOOKS), default=DEAD_LOOKS)
+        return self._lineage.updates - looks * DEAD_EVERY * self._backup.witness_size
 
     def _alive(self) -> Backup:
         """The best state from before most parameters were dead; the initial one if none was better."""

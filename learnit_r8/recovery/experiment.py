@@ -138,11 +138,6 @@ class Case:
         return None
 
     @property
-    def is_unsound(self) -> bool:
-        """Whether no witness has a finite loss with the present weights, or none need be asked."""
-        return bool(self.of_present) and all(loss == math.inf for loss in self.of_present.values())
-
-    @property
     def present_text(self) -> str:
         """What was found with the present weights, in words."""
         backup, loss = next(each for each in self.of_present.items() if math.isfinite(each[1]))

@@ -94,7 +94,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix == ".r8":
-        return _checked_record(_exported(path).get("record"), path)
+        return _checked_record(_exported(path)["record"], path)
     if path.is_dir() and not (path / RECORD).exists():
         there = numbers_in(path)
         inside = f"; give one of its incidents, as {path / FOLDER / str(there[0])}" if there else ""
@@ -152,12 +152,11 @@ def read_part(path: str | os.PathLike[str], name: str) -> Any:
     path = Path(path)
     try:
         if path.suffix == ".r8":
-            packed = _exported(path).get("parts", {}).get(name)
-            return None if packed is None else unpack(packed)
-        home = path if path.is_dir() else path.parent
-        if name not in read_record(home)["files"]:
-            return None
-        return unpack(codec.read(home / f"{name}.r8"))
+            packed = _exported(path)["parts"].get(name)
+        else:
+            home = path if path.is_dir() else path.parent
+            packed = codec.read(home / f"{name}.r8") if name in read_record(home)["files"] else None
+        return None if packed is None else unpack(packed)
     except BadRecord:
         raise
     except ValueError as error:

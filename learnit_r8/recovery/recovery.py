@@ -736,7 +736,9 @@ class RecoveryController:
         better = case.better_than_present()
         if better is None and present is not None:
             # Of the state set aside nothing is known but the loss of the alarm, or that it is damaged.
-            return self.live.current if self.experiment.has_held or case.is_unsound else present
+            losses = case.of_present.values()
+            is_damaged = bool(losses) and all(loss == math.inf for loss in losses)
+            return self.live.current if self.experiment.has_held or is_damaged else present
         if better is not None and better.updates:
             return better
         return self.witnesses.best(self.lineage.progress.start)

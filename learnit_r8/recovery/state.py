@@ -347,11 +347,6 @@ class DeadParameters(SavedFields):
         return DEAD_SHARE * total <= dead < total
 
     @property
-    def since(self) -> int:
-        """Looks since the last of them died."""
-        return min((looks for _, looks in self.found if looks >= DEAD_LOOKS), default=DEAD_LOOKS)
-
-    @property
     def left(self) -> float:
         """Most numbers with a gradient in one of the last looks, as a share of those in the first; 1 until known."""
         first, last = self.shares[:DEAD_LOOKS], self.shares[DEAD_LOOKS:]
