@@ -202,10 +202,7 @@ class FirstSteps:
     def find_lost(self) -> Backup | None:
         """The backup whose progress was lost, if any; waits after a look that found healthy weights."""
         lineage = self._lineage
-        if lineage.rises:
-            return None
-        known = [each for each in self._witnesses.known() if each.can_be_put]
-        return lineage.progress.lost_progress(known, lineage.updates)
+        return None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.

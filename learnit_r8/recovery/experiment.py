@@ -433,7 +433,7 @@ def _find_newest_healthy(
 ) -> Generator[Backup, float, Backup | None]:
     """The newest healthy backup, as damage does not go away; None if there is none."""
     low, high, at, stride = -1, len(known), len(known) - 1, 1
-    while high > low + 1 and known:
+    while high > low + 1:
         tested.append(known[at])
         if (yield from _is_healthy(case, model, known[at])):
             low = at

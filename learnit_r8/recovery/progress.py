@@ -197,11 +197,16 @@ class Progress(SavedFields):
         return rise / limit if limit else math.inf if rise > 0 else 0.0
 
     def lost_progress(self, backups: Iterable[Backup], updates: int) -> Backup | None:
-        """The backup whose progress was lost, where a third of it was in the first steps; else None."""
+        """The backup whose progress was lost, where a third of it was in the first steps; else None.
+
+        Args:
+            backups: Backups with a witness.
+            updates: Updates so far.
+        """
         self.look_wait -= LOOK_EVERY
         if self.look_wait > 0 or updates > START_UPDATES or self.start != self.start or len(self.recent) < LEVEL:
             return None
-        near = [each for each in backups if each.witness and (updates <= 250 or each.updates > 0.5 * updates)]
+        near = [each for each in backups if each.can_be_put and (updates <= 250 or each.updates > 0.5 * updates)]
         best = min(near, key=lambda each: each.usual if each.updates else each.record, default=None)
         if best is None:
             return None
