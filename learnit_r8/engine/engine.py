@@ -343,8 +343,8 @@ class Engine:
             return Judged(step, before, state, reading, math.nan, verdict, sentry.present, math.nan, math.nan, False)
         is_quiet, lr, expected = controller.is_quiet, ticket.lr if rates.own is None else rates.own, math.nan
         # A report is not judged while weights are being tested: its own, or those it was trained with.
-        is_under_test = controller.experiment.is_open and controller.live.current is not None
-        if not is_quiet and (is_under_test or controller.experiment.takes(ticket)):
+        is_testing = not is_quiet and controller.experiment.is_open
+        if is_testing and (controller.live.current is not None or controller.experiment.takes(ticket)):
             if norm is not None and not math.isfinite(norm):
                 # What counts is whether the weights are sound, and a norm shows that, too.
                 reading = reading._replace(mean=math.nan)

@@ -329,9 +329,8 @@ class Persistence:
         self.saver: CheckpointSaver | None = None
         if folder is not None:
             store = CheckpointStore(folder, keep=keep, run_id=os.urandom(16).hex())
-            is_each = checkpoint_every is None
             self.saver = CheckpointSaver(
-                store, when=when, each_epoch=is_each, monitor=monitor, mode=mode, announcer=announcer
+                store, when=when, each_epoch=checkpoint_every is None, monitor=monitor, mode=mode, announcer=announcer
             )
 
     def wake(self) -> None:

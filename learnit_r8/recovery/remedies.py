@@ -296,7 +296,12 @@ class Remedies:
         share = (batch.record - batch.replayed) / (batch.record - usual)
         explosions.take(min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0, lineage.updates)
         if explosions.are_of_batches and explosions.num_calmed and not self._state.incidents.num_restored:
-            self._stop_calming()
+            explosions.num_calmed = 0
+            norms.forget()
+            if limit.ceiling < math.inf:
+                self._announcer.tell(events.LrRestored)
+            limit.forget()
+            self._announcer.note_once(f"calmed {step}", f"step {step:,}: {CALMED_IN_VAIN}.")
         is_new = explosions.num_new >= (NUM_LOWERED_AGAIN if limit.was_lowered else 1)
         if not (is_new and explosions.are_of_weights) or limit.ceiling <= CALM_SHARE * lr:
             return
@@ -313,16 +318,6 @@ class Remedies:
         )  # fmt: skip
         text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
         self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
-
-    def _stop_calming(self) -> None:
-        """Undo what was done about explosions."""
-        limit, step = self._state.limit, self._live.step
-        self._state.lineage.explosions.num_calmed = 0
-        self._state.norms.forget()
-        if limit.ceiling < math.inf:
-            self._announcer.tell(events.LrRestored)
-        limit.forget()
-        self._announcer.note_once(f"calmed {step}", f"step {step:,}: {CALMED_IN_VAIN}.")
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""
