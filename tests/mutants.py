@@ -93,7 +93,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/backups.py", "and backup.state is not self._lent and", "and",
      "recovery/test_backups.py -k lent", "a backup is written to the disk while another one overwrites it"),
     ("recovery/model.py", "None, persistence.backup.clone(backup.state)", "None, backup.state",
-     "recovery/test_backups.py", "training on changes the backup itself"),
+     "recovery/test_restore.py -k fresh_copy", "training on changes the backup itself"),
     ("recovery/backups.py", "if each.updates <= updates]", "if each.updates < updates]",
      "recovery/test_backups.py -k going_back", "a restore forgets the state that it went back to"),
     ("recovery/backups.py", "del backups[1 + min(range(", "del backups[min(range(",
