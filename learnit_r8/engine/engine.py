@@ -342,7 +342,9 @@ class Engine:
             _, verdict = sentry.guard.judge(sentry.guard.begin(), reading.mean)
             return Judged(step, before, state, reading, math.nan, verdict, sentry.present, math.nan, math.nan, False)
         is_quiet, lr, expected = controller.is_quiet, ticket.lr if rates.own is None else rates.own, math.nan
-        if not is_quiet and controller.experiment.tests(ticket):
+        # A report is not judged while weights are being tested: its own, or those it was trained with.
+        is_testing = not is_quiet and controller.experiment.is_open
+        if is_testing and (controller.live.current is not None or controller.experiment.takes(ticket)):
             if norm is not None and not math.isfinite(norm):
                 # What counts is whether the weights are sound, and a norm shows that, too.
                 reading = reading._replace(mean=math.nan)
@@ -376,7 +378,7 @@ class Engine:
             and verdict is GOOD
             and (reading.lowest >= 0 or storage.are_offsets)
             and reading.part_size == storage.part_size
-            and not (chunk.is_late or controller.quarantine.is_watching)
+            and not (chunk.is_late or controller.quarantine.counts)
         )
         after = rates.scheduled(self.pace.progress_at(step + 1))
         return Judged(step, before, state, reading, expected, verdict, memory, after, suspicion, is_plain)
@@ -659,7 +661,7 @@ class Engine:
         # No probe follows the last batch of a number of epochs.
         is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
         is_at_end = closing or (pace.is_finished and not pace.num_out)
-        if is_at_end and not self.search.is_on and controller.may_look_last(pace.step):
+        if is_at_end and not self.search.is_on:
             scheduled = self.rates.scheduled(1.0)
             with self.turns.take("draw", pace.step, is_changing=True):
                 has_probe = controller.looks_last(step=pace.step, lr=scheduled, may_probe=not is_last)
@@ -682,7 +684,7 @@ class Engine:
                     epoch_ended=epoch_ended, run_ended=closing or pace.is_finished, budget=pace.budget,
                     get_state=lambda: run_state.settled_state_of(self.run),
                     get_moment=functools.partial(run_state.moment_of, self.run, "draw"),
-                    is_calm=controller.is_calm and self.sentry.suspicion < MOST_SUSPICION,
+                    is_calm=not controller.state.refusals.bad_in_a_row and self.sentry.suspicion < MOST_SUSPICION,
                     may_back_up=not controller.is_open,
                     saved=controller.note_checkpoint, answer=self._answer_damage, may_save=lambda: controller.may_save,
                 )  # fmt: skip

@@ -86,8 +86,8 @@ class SchedulerState(NamedTuple):
 
 
 @dataclass(eq=False)
-class Backup:
-    """A state to go back to, in RAM or in a checkpoint.
+class Backup(SavedFields):
+    """A state to go back to, in RAM or in a checkpoint; what is saved of it is its record.
 
     Attributes:
         step: Steps reported when it was taken.
@@ -111,20 +111,20 @@ class Backup:
 
     step: int
     updates: int
-    draws: int = 0
-    state: Any = None
-    moment: SchedulerState | None = None
+    draws: int = field(default=0, metadata=NOT_SAVED)
+    state: Any = field(default=None, metadata=NOT_SAVED)
+    moment: SchedulerState | None = field(default=None, metadata=NOT_SAVED)
     recent: tuple[float, ...] = ()
     witness: list[Any] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    generators: Any = None
-    is_closed: bool = False
+    generators: Any = field(default=None, metadata=NOT_SAVED)
+    is_closed: bool = field(default=False, metadata=NOT_SAVED)
     is_proven: bool = False
-    replayed: float = math.nan
-    noise: float = math.nan
-    is_on_disk: bool = False
-    is_resumed: bool = False
-    is_of_file: bool = False
+    replayed: float = field(default=math.nan, metadata=NOT_SAVED)
+    noise: float = field(default=math.nan, metadata=NOT_SAVED)
+    is_on_disk: bool = field(default=False, metadata=NOT_SAVED)
+    is_resumed: bool = field(default=False, metadata=NOT_SAVED)
+    is_of_file: bool = field(default=False, metadata=NOT_SAVED)
 
     @property
     def can_be_put(self) -> bool:
@@ -162,21 +162,13 @@ class Backup:
         """Whether its witness had no loss far above those before it, as far as they are known."""
         return not self.record > self.level + FAR_SPREADS * self.spread
 
-    def to_plain(self) -> dict[str, Any]:
-        """All but the state, for a saved state."""
-        return {
-            "step": self.step, "updates": self.updates, "recent": list(self.recent), "witness": list(self.witness),
-            "losses": list(self.losses), "is_proven": self.is_proven,
-        }  # fmt: skip
-
     @classmethod
     def from_plain(cls, saved: Mapping[str, Any]) -> Backup:
-        """Make a backup of what `to_plain` returned; its state is in a checkpoint."""
-        return cls(
-            saved["step"], saved["updates"], recent=tuple(saved["recent"]),
-            witness=[np.asarray(each, np.int64) for each in saved["witness"]], losses=list(saved["losses"]),
-            is_proven=saved["is_proven"], is_on_disk=True,
-        )  # fmt: skip
+        """Make a backup of what `state_dict` returned; its state is in a checkpoint."""
+        backup = cls(0, 0, is_on_disk=True)
+        backup.load_state_dict(saved)
+        backup.witness = [np.asarray(each, np.int64) for each in backup.witness]
+        return backup
 
     def begin_anew(self, record: float = math.nan) -> None:
         """Take another record, as losses mean something else from here on; with NaN, probes say nothing any more."""
@@ -213,6 +205,7 @@ class RamBackup:
 
     Attributes:
         backups: Oldest first.
+        clone: As given; makes a copy that a callback may change.
         earlier: What the file of a resumed run knows of its initial state, until `BackupTimer.take_in`.
         most: As given.
         witness_size: Batches in a witness: those whose gradients make one update.
@@ -221,7 +214,7 @@ class RamBackup:
     >>> weights = {"w": [1.0]}
     >>> _ = backup.offer(weights, step=10)
     >>> weights["w"][0] = 9.9
-    >>> backup.copy_of(backup.newest)
+    >>> backup.clone(backup.newest.state)
     {'w': [1.0]}
     """
 
@@ -238,7 +231,7 @@ class RamBackup:
 
     def copy_with(self, clone: Callable[[Any], Any], copy_into: Callable[[Any, Any], Any] | None = None) -> None:
         """Copy with these functions from now on; see the class."""
-        self._clone = clone
+        self.clone = clone
         self._copy_into = tree.copy_into if copy_into is None and clone is tree.clone else copy_into
         self._spares: list[Any] = []
 
@@ -260,11 +253,6 @@ class RamBackup:
     def newest(self) -> Backup | None:
         """The newest state; None if there is none."""
         return self.backups[-1] if self.backups else None
-
-    @property
-    def awaits_witness(self) -> bool:
-        """Whether the witness of the newest state is not complete."""
-        return bool(self.backups) and not self.backups[-1].is_closed
 
     def add_witness(self, backup: Backup, witness: Any, loss: float) -> None:
         """Note a batch that was trained on after a state, and its loss."""
@@ -289,7 +277,7 @@ class RamBackup:
         if self._spares and self._copy_into is not None:
             # If this fails, the partly written buffer is not used again.
             return self._copy_into(self._spares.pop(), state)
-        return self._clone(state)
+        return self.clone(state)
 
     def offer(self, state: Any, *, step: int, draws: int = 0, moment: SchedulerState | None = None) -> Backup:
         """Copy a state and store it.
@@ -330,10 +318,6 @@ class RamBackup:
         """Reuse the memory of a state that is no longer stored."""
         if backup.state is not None and backup.state is not self._lent and self._copy_into is not None:
             self._spares = [*self._spares, backup.state][-2:]
-
-    def copy_of(self, backup: Backup) -> Any:
-        """A fresh copy of a state, which a callback may change."""
-        return self._clone(backup.state)
 
     def forget_after(self, updates: int) -> None:
         """Forget the states whose weights had taken more updates: they come from weights that were abandoned."""
@@ -403,7 +387,7 @@ class RunningVariances(SavedFields):
             sums: The sums of the state at this look.
             is_alone: Whether they can be put back: of several processes, another one may have met no such batch.
         """
-        self.ruined, step = {}, self.announcer.where()[0]
+        self.ruined, step, can_be_put = {}, self.announcer.where()[0], is_alone
         # What weighs its statistics by a count, as of rewards, which may come late, needs that to go back, too.
         counted = {name.removesuffix("count") + "running_var" for name, *_ in sums if name.endswith(".count")}
         for key, _, _, of_array in sums:
@@ -416,7 +400,8 @@ class RunningVariances(SavedFields):
             fall = fall.go_on(last, total, step) if fall and total != last else fall
             is_jump = highest and total > MOST_VARIANCE * max(highest, NO_VARIANCE)
             if is_jump or (fall and fall.is_of_batch(total)):
-                self.ruined[key] = total, self.in_a_row.get(key, 0) + 1
+                count = self.in_a_row.get(key, 0) + 1
+                self.ruined[key], can_be_put = (total, count), can_be_put and count <= MOST_IN_A_ROW
                 continue
             if fall and (total <= last or step <= MOST_IN_A_ROW):
                 self.falls[key] = fall
@@ -428,7 +413,7 @@ class RunningVariances(SavedFields):
                 self.in_a_row.pop(key, None)
                 self.highest[key] = max(highest, total)
             self.last[key] = total
-        if not is_alone or any(count > MOST_IN_A_ROW for _, count in self.ruined.values()):
+        if not can_be_put:
             self.note(self.ruined, are_put_back=False)
 
     def precede(self, state: Any) -> bool:

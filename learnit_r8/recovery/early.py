@@ -123,14 +123,14 @@ class FirstSteps:
             has_batches: Whether batches are, as indices.
         """
         early, first, last, trial = self._early, self._witnesses.first, self._early.last, self._early.trial
-        case, asked = self._experiment.case, self._experiment.asked
-        if case is not None and case.alarm is Alarm.WILD and not early.is_compared:
+        if self._experiment.case.alarm is Alarm.WILD and not early.is_compared:
             # The batch in hand is drawn again by the resumed run.
-            last = asked
+            last = self._experiment.asked
+        is_compared = early.is_compared and not self._experiment.is_open
         is_watched = has_batches and self._sentry.tests_progress and self._lineage.updates <= START_UPDATES
         saved = {
-            **early.state_dict(), "last": last.to_plain() if last is not None and is_watched else None,
-            "compared": first.replayed if early.is_compared and first is not None and case is None else None,
+            **early.state_dict(), "last": last.state_dict() if last is not None and is_watched else None,
+            "compared": first.replayed if is_compared and first is not None else None,
             "first": None, "trial": None,
         }  # fmt: skip
         # On several ranks each has a part of what a trial has kept aside.
@@ -141,7 +141,7 @@ class FirstSteps:
             is_needed = self.is_measuring or trial is not None
             beside = {"state": first.state if is_needed else None, "generators": first.generators}
             is_any = any(each is not None for each in beside.values())
-            saved["first"] = {**first.to_plain(), "is_closed": first.is_closed}
+            saved["first"] = {**first.state_dict(), "is_closed": first.is_closed}
             saved["first"]["beside"] = saved_form(beside) if is_any else None
         if trial is not None:
             own = self._live.of_trial
@@ -202,10 +202,7 @@ class FirstSteps:
     def find_lost(self) -> Backup | None:
         """The backup whose progress was lost, if any; waits after a look that found healthy weights."""
         lineage = self._lineage
-        if lineage.rises:
-            return None
-        known = [each for each in self._witnesses.known() if each.can_be_put]
-        return lineage.progress.lost_progress(known, lineage.updates)
+        return None if lineage.rises else lineage.progress.lost_progress(self._witnesses.known(), lineage.updates)
 
     def look(self, level: float) -> Backup | None:
         """See what the losses tell; returns the backup whose progress was lost, if any.
@@ -224,7 +221,7 @@ class FirstSteps:
         if best is None and is_due and lineage.progress.stands_still(is_known=self._limit.was_lowered):
             if self._limit.was_lowered:
                 # It is known already that the rate was too high; weights may be past learning since.
-                self._compare_with_first(level)
+                self._compare_with_first()
             else:
                 self.measure_updates(level)
         return best
@@ -236,13 +233,13 @@ class FirstSteps:
         elif len(self._early.changes) < UPDATES_LOOKED_AT:
             last, self._early.last = self._early.last, None
             if last is not None:
-                self._draw(last, level)
+                self._experiment.begin(Case(Alarm.WILD), draw_again(last))
         elif are_large(self._early.changes, self._early.size) and self._witnesses.first is not None:
-            self._compare_with_first(level)
+            self._compare_with_first()
         else:
             self._early.changes, self._early.measure_from = [], 2 * self._lineage.updates
 
-    def _compare_with_first(self, level: float) -> None:
+    def _compare_with_first(self) -> None:
         """Draw the witness of the initial state: a trial that the run leaves open may end with either."""
         first = self._witnesses.first
         assert first is not None
@@ -251,11 +248,7 @@ class FirstSteps:
             self._announcer.warn_once("no initial state", NO_INITIAL.format(self._lineage.updates))
             return
         self._early.is_compared, first.replayed = True, math.nan
-        self._draw(first, level)
-
-    def _draw(self, batch: Backup, level: float) -> None:
-        case = Case(Alarm.WILD, level, (), self._lineage.progress.start, 0.0, 0.0, share=0.0, is_sudden=True)
-        self._experiment.begin(case, draw_again(batch))
+        self._experiment.begin(Case(Alarm.WILD), draw_again(first))
 
     def note_change(self, batch: Backup) -> None:
         """Note a batch that was drawn again after its own update, or the witness of the initial state."""
@@ -294,13 +287,14 @@ class FirstSteps:
             else:
                 self._announcer.note_once("fading", FADING.format(self._live.step, dead.left))
             if may_try:
-                self._compare_with_first(level)
+                self._compare_with_first()
                 early.is_reviving = True
 
     @property
     def _died_at(self) -> int:
-        """Updates after which these parameters had no gradient, at most."""
-        return self._lineage.updates - self._early.dead.since * DEAD_EVERY * self._backup.witness_size
+        """Updates after which these parameters had no gradient, at most: when the last of them died."""
+        looks = min((each for _, each in self._early.dead.found if each >= DEAD_LOOKS), default=DEAD_LOOKS)
+        return self._lineage.updates - looks * DEAD_EVERY * self._backup.witness_size
 
     def _alive(self) -> Backup:
         """The best state from before most parameters were dead; the initial one if none was better."""
@@ -326,7 +320,7 @@ class FirstSteps:
         last = list(before.recent)[-FIRST:]
         # At rates that are too high one batch alone misses what the last update has done to others.
         is_lower = sum(last) / len(last) <= before.start - BETTER * abs(before.start)
-        is_better, present = is_lower and initial.replayed <= initial.record, live.take_present()
+        is_better, present = is_lower and initial.replayed <= initial.record, live.present
         # The initial state is what is trained on from here; nothing is left in the model for a test.
         live.end()
         early.trial = RateTrial(
@@ -345,7 +339,7 @@ class FirstSteps:
             self._state.norms.begin(live.step)
         sentry.forget()
         lineage.begin(first)
-        self._witnesses.begin_trust()
+        self._witnesses.calm_run = 0
         self._announcer.tell(events.RolledBack, to_step=first.step, source="backup")
         reason = "no gradient" if is_dying else "no progress"
         self._state.lower_rate(rate, by=by, step=live.step, reason=reason)

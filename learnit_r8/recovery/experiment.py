@@ -114,13 +114,13 @@ class Case:
     """
 
     alarm: Alarm
-    level: float
-    known: Sequence[Backup]
-    start: float
-    first_spread: float
-    first_level: float
-    share: float
-    is_sudden: bool
+    level: float = math.nan
+    known: Sequence[Backup] = ()
+    start: float = math.nan
+    first_spread: float = 0.0
+    first_level: float = 0.0
+    share: float = 0.0
+    is_sudden: bool = True
     rises: bool = False
     best: Backup | None = None
     is_exact: bool = True
@@ -136,11 +136,6 @@ class Case:
             if is_known and not loss <= self.record(backup) + self.tolerance(backup):
                 return backup
         return None
-
-    @property
-    def is_unsound(self) -> bool:
-        """Whether no witness has a finite loss with the present weights, or none need be asked."""
-        return bool(self.of_present) and all(loss == math.inf for loss in self.of_present.values())
 
     @property
     def present_text(self) -> str:
@@ -194,6 +189,10 @@ class Case:
         share = min(0.95, max(self.share, 1e-3))
         most = MOST_REPEATS if self.is_exact else MOST_STAND_INS
         return int(np.clip(math.ceil(math.log(CHANCE) / math.log(share)), 2, most))
+
+
+NO_CASE, NO_BACKUP = Case(Alarm.END), Backup(0, 0)
+"""What an experiment is given, and asks for, where there is none."""
 
 
 class Finding(NamedTuple):
@@ -434,7 +433,7 @@ def _find_newest_healthy(
 ) -> Generator[Backup, float, Backup | None]:
     """The newest healthy backup, as damage does not go away; None if there is none."""
     low, high, at, stride = -1, len(known), len(known) - 1, 1
-    while high > low + 1 and known:
+    while high > low + 1:
         tested.append(known[at])
         if (yield from _is_healthy(case, model, known[at])):
             low = at
@@ -462,8 +461,8 @@ class ExperimentRun:
         can_probe: Whether a witness can be drawn out of turn; set by whoever hands out batches.
         is_open: Whether an experiment is under way.
         is_at_alarm: Whether the batch of the alarm was no step, so that a loss tied to its step is high once more.
-        asked: The backup whose witness is drawn; None if none is.
-        case: What the experiment was told; None if there is none.
+        asked: The backup whose witness is drawn.
+        case: What the experiment was told.
     """
 
     def __init__(self, live: LiveModel) -> None:
@@ -473,8 +472,7 @@ class ExperimentRun:
     def end(self) -> None:
         """Drop the experiment."""
         self._steps: Steps | None = None
-        self.asked: Backup | None = None
-        self.case: Case | None = None
+        self.asked, self.case = NO_BACKUP, NO_CASE
         self._losses: list[float] = []
         self.chunk: Any = None
         self._generators: Any = None
@@ -494,24 +492,18 @@ class ExperimentRun:
 
     def draw(self) -> Any:
         """The batch of the probe, as the plan draws it again; sets the random generators to those at its record."""
-        assert self.asked is not None
         generators = self._live.persistence.callbacks.generators
         if generators is not None and self.asked.generators is not None and not self._losses:
             generators.set(self.asked.generators)
         return self.asked.witness[len(self._losses)]
 
-    def tests(self, ticket: Ticket) -> bool:
-        """Whether a report must not be judged, as weights are being tested: its own, or those it was trained with."""
-        return self.takes(ticket) or (self.is_open and self._live.current is not None)
-
     def takes(self, ticket: Ticket) -> bool:
-        """Whether the loss of a batch that `tests` is one of the test."""
+        """Whether the loss of a batch is one of the test."""
         return self.is_open and (ticket.chunk is self.chunk or not self.can_probe)
 
     def is_fine(self, loss: float) -> bool:
         """Whether the loss of the probe is no higher than that of healthy weights."""
-        asked, case = self.asked, self.case
-        return asked is not None and case is not None and loss <= case.record(asked) + case.tolerance(asked)
+        return loss <= self.case.record(self.asked) + self.case.tolerance(self.asked)
 
     @property
     def is_partway(self) -> bool:
@@ -521,8 +513,7 @@ class ExperimentRun:
     @property
     def has_held(self) -> bool:
         """Whether the batches that stand for the probe of a backup, after a spike, show no damage so far."""
-        case = self.case
-        is_spike = case is not None and case.alarm is Alarm.SPIKE and not case.is_exact
+        is_spike = self.case.alarm is Alarm.SPIKE and not self.case.is_exact
         return is_spike and self.is_partway and self.is_fine(median(sorted(self._losses)))
 
     def lose(self, ticket: Ticket) -> None:
@@ -532,10 +523,8 @@ class ExperimentRun:
 
     def take(self, loss: float) -> Finding | None:
         """Take the loss of a part of the probe; returns the finding if that ends the experiment."""
-        assert self.asked is not None
         self.is_at_alarm = False
         self._losses.append(loss)
-        assert self.case is not None
         losses, is_exact = self._losses, self.case.is_exact
         count, most_bad = (len(self.asked.witness), 0) if is_exact else (TRIAL_LOSSES, MOST_BAD_LOSSES)
         num_bad = len(losses) - sum(map(math.isfinite, losses))

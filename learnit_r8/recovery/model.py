@@ -180,9 +180,7 @@ class LiveModel:
         count = num_float_arrays(live) if self._keeps_rates else len(leaves(live))
         is_little = 0 < len(names) <= MOST_MENDED * count
         # Where some ranks hold no damage, mending the others would make their weights differ.
-        if self.persistence.agreement.agree("" if is_little else "go back"):
-            return False
-        if not self._load(mended, self.step):
+        if self.persistence.agreement.agree("" if is_little else "go back") or not self._load(mended, self.step):
             return False
         named = f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         self.put_step = self.step
@@ -226,7 +224,7 @@ class LiveModel:
                 return False
             self.guard, source = checkpoint.state["guard"], str(checkpoint.model_path)
         else:
-            self.guard, source = None, persistence.backup.copy_of(backup)
+            self.guard, source = None, persistence.backup.clone(backup.state)
         if not self._load(source, backup.step, name):
             return False
         self.current, self.put_step = backup, backup.step
@@ -269,7 +267,7 @@ class LiveModel:
             RestoreError: the load callback raised for every state there is.
         """
         self.begin()
-        steps, backups = sorted(self.persistence.checkpoint_steps()), self.persistence.backup.backups
+        steps, backups = sorted(self.persistence.checkpoints()), self.persistence.backup.backups
         for backup in reversed([*(Backup(step, step, is_on_disk=True) for step in steps), *backups]):
             if (backup.moment is not None or not is_of_run) and self.put(backup):
                 self.end()
@@ -279,16 +277,11 @@ class LiveModel:
 
     def put_present(self) -> bool:
         """Put back the state kept aside; False if there is none."""
-        present = self.take_present()
+        present, self.present = self.present, None
         return present is not None and self.put_copy(present)
 
-    def take_present(self) -> Any:
-        """Hand over the state set aside, and drop it here; None if there is none."""
-        present, self.present = self.present, None
-        return present
-
     def put_copy(self, present: Any) -> bool:
-        """Put back what `take_present` returned, or a `Saved` one, which is not used afterwards."""
+        """Put back a state that was set aside, or a `Saved` one, which is not used afterwards."""
         if not self._load(self._formed(present), self.step):
             return False
         self.current, self.put_step = None, self.step
@@ -394,12 +387,13 @@ class Witnesses:
 
     Attributes:
         waiting: The newest checkpoint while its witness is not complete; None otherwise.
+        calm_run: Calm losses in a row.
     """
 
     def __init__(self, persistence: Persistence, trust_steps: int) -> None:
         self._persistence, self._backup, self._trust_steps = persistence, persistence.backup, trust_steps
         self.forget_checkpoints()
-        self._calm_run = 0
+        self.calm_run = 0
 
     def forget_checkpoints(self) -> None:
         """Forget what is known of checkpoints, as losses mean something else from here on."""
@@ -412,23 +406,19 @@ class Witnesses:
         backups = self._backup.backups
         return backups[0] if backups and not backups[0].updates else None
 
-    def _awaiting(self) -> list[Backup]:
-        """The states that were taken since the last update, in RAM and on disk."""
-        newest = [self._backup.newest, self.waiting]
-        return [each for each in newest if each is not None and not each.is_closed]
-
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
-        generators = self._persistence.callbacks.generators
-        if generators is not None and (begun := [each for each in self._awaiting() if not each.witness]):
+        generators, states = self._persistence.callbacks.generators, (self._backup.newest, self.waiting)
+        begun = [each for each in states if each is not None and not (each.is_closed or each.witness)]
+        if generators is not None and begun:
             state = generators.get()
             for each in begun:
                 each.generators = state
 
     def note(self, ticket: Ticket, loss: float) -> None:
         """Note a batch of the first update after the newest backup or checkpoint."""
-        for each in self._awaiting():
-            if ticket.draw >= each.draws:
+        for each in (self._backup.newest, self.waiting):
+            if each is not None and not each.is_closed and ticket.draw >= each.draws:
                 self._backup.add_witness(each, ticket.chunk.witness_of(ticket.indices), loss)
         if self.waiting is not None and self.waiting.is_closed:
             self.waiting = None
@@ -452,14 +442,14 @@ class Witnesses:
 
     def trust(self, updates: int, *, is_calm: bool) -> None:
         """Trust the states after which enough losses were calm; to be called every fourth update."""
-        self._calm_run = self._calm_run + 4 if is_calm else 0
-        if self._calm_run >= self._trust_steps:
+        self.calm_run = self.calm_run + 4 if is_calm else 0
+        if self.calm_run >= self._trust_steps:
             for each in (*self._backup.backups, *self._on_disk):
                 each.is_proven = each.is_proven or (updates - each.updates >= self._trust_steps and bool(each.witness))
 
     def all_states(self) -> list[Backup]:
         """The states in RAM and on disk, with a witness or without, oldest first."""
-        files = self._persistence.checkpoint_steps()
+        files = self._persistence.checkpoints()
         by_step = {step: Backup(step, step, is_on_disk=True) for step in files}
         for each in (*self._on_disk, *self._backup.backups):
             if each.step in files or not each.is_on_disk:
@@ -488,11 +478,7 @@ class Witnesses:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)
         self._on_disk, self.waiting = [each for each in self._on_disk if each.updates <= backup.updates], None
-        backup.is_proven, self._calm_run = True, 0
-
-    def begin_trust(self) -> None:
-        """Count calm losses from here on."""
-        self._calm_run = 0
+        backup.is_proven, self.calm_run = True, 0
 
     def begin_anew(self, replayed: Iterable[Backup]) -> None:
         """Take the losses of the last replays as records; forget all other records."""
@@ -512,7 +498,7 @@ class Witnesses:
 
     def to_plain(self) -> list[dict[str, Any]]:
         """What is known of all states, for a saved state."""
-        return [each.to_plain() for each in (*self._on_disk, *self._backup.backups) if each.witness]
+        return [each.state_dict() for each in (*self._on_disk, *self._backup.backups) if each.witness]
 
     def load_plain(self, saved: Iterable[Mapping[str, Any]]) -> None:
         """Load what `to_plain` returned; the states are those of checkpoints."""

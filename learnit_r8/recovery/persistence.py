@@ -159,7 +159,7 @@ class BackupTimer:
             # The call that took it was interrupted before it could note so.
             self.note_done(step)
         self.is_due = (step != self._step and bool(self.when(elapsed))) or self.is_due
-        awaits = self.backup.awaits_witness
+        awaits = newest is not None and not newest.is_closed
         is_early = not self.is_due and step >= self._early_step and not awaits
         waits = awaits and len(self.backup.backups) > 1
         is_now = (self.is_due or is_early) and step != self._step and is_calm and not waits
@@ -208,24 +208,21 @@ class BackupTimer:
         self.clean_step = step
         taken, took = None, NO_MEMORY
         began = time.perf_counter() if began is None else began
-        try:
+        with contextlib.suppress(MemoryError):
             taken = self.backup.offer(state, step=step, draws=draws, moment=get_moment(state))
             took = int(1e6 * (time.perf_counter() - began))
-        except MemoryError:
-            pass
         took = self._agreement.most(took)
-        if took == NO_MEMORY:
+        if took < NO_MEMORY:
+            self._took.append(1e-6 * took)
+        elif taken is not None:
             # On all ranks, which must go back to the same step later.
-            if taken is not None:
-                self.backup.backups.remove(taken)
-            self.note_done(step)
-            self._announcer.warn_once(
-                "no memory", f"there was no memory for the backup at step {step}; the previous one is kept."
-            )
-            return ""
-        self._took.append(1e-6 * took)
+            self.backup.backups.remove(taken)
         self.note_done(step)
-        self._announcer.tell(events.BackupTaken)
+        if took < NO_MEMORY:
+            self._announcer.tell(events.BackupTaken)
+        else:
+            text = f"there was no memory for the backup at step {step}; the previous one is kept."
+            self._announcer.warn_once("no memory", text)
         return ""
 
     def told(self, damaged: str) -> str:
@@ -239,11 +236,12 @@ class BackupTimer:
         sums = tree.sums_of(state)
         bad = tree.faults_in(sums)
         self.variances.compare(sums, is_alone=self._agreement.ranks is None)
-        if self._is_first:
+        is_first, self._is_first = self._is_first, False
+        for key, fault in bad.items():
             # Attention masks hold -inf on purpose, and a value that is not known yet is NaN.
-            self._is_first = False
-            self.meant = {key for key, fault in bad.items() if fault != "NaN"}
-        self.meant |= {key for key in bad for name in self.not_healed if f"{key}.".startswith(f"{name}.")}
+            is_mask = is_first and fault != "NaN"
+            if is_mask or any(f"{key}.".startswith(f"{name}.") for name in self.not_healed):
+                self.meant.add(key)
         return next((key for key in bad if key not in self.meant), "")
 
     def note_lasting(self, name: str) -> None:
@@ -331,9 +329,8 @@ class Persistence:
         self.saver: CheckpointSaver | None = None
         if folder is not None:
             store = CheckpointStore(folder, keep=keep, run_id=os.urandom(16).hex())
-            is_each = checkpoint_every is None
             self.saver = CheckpointSaver(
-                store, when=when, each_epoch=is_each, monitor=monitor, mode=mode, announcer=announcer
+                store, when=when, each_epoch=checkpoint_every is None, monitor=monitor, mode=mode, announcer=announcer
             )
 
     def wake(self) -> None:
@@ -666,14 +663,11 @@ class Persistence:
                 f"there is no load_callback, so the model is unchanged; the saved one is in {where!r}.",
             )
 
-    def checkpoint_steps(self) -> set[int]:
-        """Steps of the checkpoints with a model that could be put back; all ranks must ask at the same point."""
-        store = self.store
-        return set() if store is None or self.callbacks.load is None else {step for _, step in store.own_states()}
+    def checkpoints(self) -> dict[int, str]:
+        """Those with a model that could be put back, step and name, newest first; all ranks ask at the same point."""
+        store = None if self.callbacks.load is None else self.store
+        return {} if store is None else {step: name for name, step in reversed(store.own_states())}
 
     def name_of(self, backup: Backup) -> str:
         """ "backup", or the name of its checkpoint; "" for one that is gone."""
-        if not backup.is_on_disk:
-            return "backup"
-        states = [] if self.store is None else self.store.own_states()
-        return next((name for name, step in states if step == backup.step), "")
+        return self.checkpoints().get(backup.step, "") if backup.is_on_disk else "backup"

@@ -201,11 +201,16 @@ class Progress(SavedFields):
         return rise / limit if limit else math.inf if rise > 0 else 0.0
 
     def lost_progress(self, backups: Iterable[Backup], updates: int) -> Backup | None:
-        """The backup whose progress was lost, where a third of it was in the first steps; else None."""
+        """The backup whose progress was lost, where a third of it was in the first steps; else None.
+
+        Args:
+            backups: Backups with a witness.
+            updates: Updates so far.
+        """
         self.look_wait -= LOOK_EVERY
         if self.look_wait > 0 or updates > START_UPDATES or self.start != self.start or len(self.recent) < LEVEL:
             return None
-        near = [each for each in backups if each.witness and (updates <= 250 or each.updates > 0.5 * updates)]
+        near = [each for each in backups if each.can_be_put and (updates <= 250 or each.updates > 0.5 * updates)]
         best = min(near, key=lambda each: each.usual if each.updates else each.record, default=None)
         if best is None:
             return None
@@ -270,20 +275,15 @@ class Progress(SavedFields):
         return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
 
     @property
-    def usual(self) -> float:
-        """Median of the losses before the last one; NaN if there are too few."""
-        before = list(self.recent)[:-1]
-        return median_of(before) if len(before) >= LEVEL else math.nan
-
-    @property
     def has_exploded(self) -> bool:
         """Whether the last loss is far above the others and the untrained model's, and those before it were not.
 
         Where the data change, as with classes that come later, several are in a row, and the first one counts.
         """
-        usual, *before, last = self.usual, *list(self.recent)[-APART - 1 :]
+        *before, last = self.recent
+        usual = median_of(before) if len(before) >= LEVEL else math.nan
         has_learned, least = usual <= (1 - LEAST_LEARNED) * self.untrained, max(self.untrained, FAR_ABOVE * usual)
-        return has_learned and last > least >= max(before)
+        return has_learned and last > least >= max(before[-APART:])
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

@@ -42,7 +42,7 @@ class Quarantine:
         most_share: Largest share of the samples in quarantine.
 
     Attributes:
-        is_watching: Whether any sample is suspected; otherwise `cleared` need not be called.
+        counts: In how many refused batches each suspect was; without any `cleared` need not be called.
     """
 
     def __init__(self, storage: SampleStorage, announcer: Announcer, *, most_share: float = 0.2) -> None:
@@ -51,14 +51,13 @@ class Quarantine:
 
     def forget(self) -> None:
         """Suspect no sample, and forget passing faults."""
-        self.is_watching = False
-        self._suspects: dict[int, int] = {}
+        self.counts: dict[int, int] = {}
         self._num_clean = self._num_clean_refused = self._num_suspected = 0
 
     @property
     def suspects(self) -> tuple[int, ...]:
         """The samples that are suspected, those in most refused batches first."""
-        return tuple(sorted(self._suspects, key=lambda sample: (-self._suspects[sample], sample)))
+        return tuple(sorted(self.counts, key=lambda sample: (-self.counts[sample], sample)))
 
     def refused(self, indices: NDArray[np.int64], accused: Collection[int]) -> None:
         """Note a refused batch.
@@ -81,41 +80,39 @@ class Quarantine:
         else:
             # Those that no good batch has cleared; all of them if there are none.
             was_good = self._storage.records.take(members)["usage_count"] > 0
-            samples = members[~was_good | np.isin(members, list(self._suspects))].tolist()
+            samples = members[~was_good | np.isin(members, list(self.counts))].tolist()
             if not samples:
                 samples = members.tolist()
                 # Otherwise the good ones are not counted either.
-                self._num_clean += self.is_watching
-                self._num_clean_refused += self.is_watching
+                self._num_clean += bool(self.counts)
+                self._num_clean_refused += bool(self.counts)
         # A batch that was drawn before may hold samples that are in quarantine by now.
         samples = np.setdiff1d(samples, self._storage.exclusions.quarantined).tolist()
-        self._num_suspected += len(set(samples) - self._suspects.keys())
-        for sample in samples[: MOST_SUSPECTS - len(self._suspects)]:
-            self._suspects[sample] = self._suspects.get(sample, 0) + 1
-        self.is_watching = bool(self._suspects)
+        self._num_suspected += len(set(samples) - self.counts.keys())
+        for sample in samples[: MOST_SUSPECTS - len(self.counts)]:
+            self.counts[sample] = self.counts.get(sample, 0) + 1
         # Otherwise policies that draw the least used samples first would put the same ones together in every epoch.
-        self._storage.exclusions.watch(np.fromiter(self._suspects, np.int64))
+        self._storage.exclusions.watch(np.fromiter(self.counts, np.int64))
         if accused:
-            bad = [sample for sample in samples if self._suspects.get(sample, 0) >= OWN_LOSSES]
+            bad = [sample for sample in samples if self.counts.get(sample, 0) >= OWN_LOSSES]
         else:
             # The share of batches without any suspect that were refused is that of passing faults.
             rate = (self._num_clean_refused + 1) / (self._num_clean + 20)
             others = max(10, self._num_suspected + self._storage.num_samples - self._storage.num_seen)
-            is_bad = len(samples) == 1 and rate ** self._suspects.get(samples[0], 0) * others < MOST_CHANCE
+            is_bad = len(samples) == 1 and rate ** self.counts.get(samples[0], 0) * others < MOST_CHANCE
             bad = samples if is_bad else []
         if bad:
             self._convict(bad)
 
     def cleared(self, indices: NDArray[np.int64]) -> None:
         """Note that a batch with these samples, int64[B], was good, which clears them."""
-        known = self._suspects.keys() & set(indices.tolist())
+        known = self.counts.keys() & set(indices.tolist())
         for sample in known:
-            del self._suspects[sample]
+            del self.counts[sample]
         # Of samples never seen before, a refused batch makes suspects, and so would a good one count alone.
         if not known and (self._storage.records.take(indices[indices >= 0])["usage_count"] > 0).all():
             self._num_clean += 1
-        self.is_watching = bool(self._suspects)
-        if known and not self._suspects:
+        if known and not self.counts:
             self._storage.exclusions.watch(np.empty(0, np.int64))
 
     def _convict(self, found: Collection[int]) -> None:
@@ -129,7 +126,7 @@ class Quarantine:
         samples = tuple(sorted(found)[: max(0, room)])
         if not samples:
             return
-        refusals = max(self._suspects.pop(sample) for sample in samples)
+        refusals = max(self.counts.pop(sample) for sample in samples)
         self._storage.exclusions.quarantine(np.array(samples))
         text = f"{self.named(samples)} {'were' if len(samples) > 1 else 'was'} in {refusals} refused batches and in no "
         text += "good one since"
@@ -138,7 +135,6 @@ class Quarantine:
         if not self._storage.exclusions.are_left_out:
             what = "your code still draws it, so leave it out there, or give batches() a function skip= that does"
         self._announcer.warn_once(f"quarantine {samples}", f"{text}; {what}.")
-        self.is_watching = bool(self._suspects)
 
     def named(self, samples: Collection[int]) -> str:
         """Text that names the first of some samples."""
@@ -149,8 +145,8 @@ class Quarantine:
     def state_dict(self) -> dict[str, Any]:
         """The suspects and what is known of passing faults; the table saves the quarantined samples."""
         return {
-            "samples": np.array(list(self._suspects), np.int64),
-            "counts": np.array(list(self._suspects.values()), np.int64),
+            "samples": np.array(list(self.counts), np.int64),
+            "counts": np.array(list(self.counts.values()), np.int64),
             "clean": [self._num_clean, self._num_clean_refused, self._num_suspected],
         }
 
@@ -158,9 +154,8 @@ class Quarantine:
         """Load what `state_dict` returned, after the table was loaded."""
         self.forget()
         if "counts" in state:
-            self._suspects = dict(zip(state["samples"].tolist(), state["counts"].tolist(), strict=True))
+            self.counts = dict(zip(state["samples"].tolist(), state["counts"].tolist(), strict=True))
             self._num_clean, self._num_clean_refused, self._num_suspected = state["clean"]
-            self.is_watching = bool(self._suspects)
 
 
 def accused_of(reading: Reading, ticket: Ticket) -> tuple[NDArray[np.int64], tuple[int, ...]]:

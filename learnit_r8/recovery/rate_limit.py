@@ -141,11 +141,6 @@ class RateLimit(SavedFields):
             self.hits += 1
 
     @property
-    def is_in_vain(self) -> bool:
-        """Whether a lower rate was asked for that the loop cannot have."""
-        return self.is_ignored and self.was_lowered
-
-    @property
     def was_lowered(self) -> bool:
         """Whether a ceiling was ever set since the last `forget`."""
         return self.failed < math.inf

@@ -94,7 +94,7 @@ def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.suffix == ".r8":
-        return _checked_record(_exported(path).get("record"), path)
+        return _checked_record(_exported(path)["record"], path)
     if path.is_dir() and not (path / RECORD).exists():
         there = numbers_in(path)
         inside = f"; give one of its incidents, as {path / FOLDER / str(there[0])}" if there else ""
@@ -152,12 +152,11 @@ def read_part(path: str | os.PathLike[str], name: str) -> Any:
     path = Path(path)
     try:
         if path.suffix == ".r8":
-            packed = _exported(path).get("parts", {}).get(name)
-            return None if packed is None else unpack(packed)
-        home = path if path.is_dir() else path.parent
-        if name not in read_record(home)["files"]:
-            return None
-        return unpack(codec.read(home / f"{name}.r8"))
+            packed = _exported(path)["parts"].get(name)
+        else:
+            home = path if path.is_dir() else path.parent
+            packed = codec.read(home / f"{name}.r8") if name in read_record(home)["files"] else None
+        return None if packed is None else unpack(packed)
     except BadRecord:
         raise
     except ValueError as error:
@@ -294,8 +293,7 @@ class FlightRecorder(ThreadedListener):
         self._folder, self._run, self._copy_state = folder, run, copy_state
         self._is_on = not launcher.rank_of()
         self._has_changed = False
-        self._open: dict[str, Any] | None = None
-        self._number = 0
+        self._open: dict[str, Any] = {}
         self._has_said = False
 
     @property
@@ -364,26 +362,26 @@ class FlightRecorder(ThreadedListener):
         try:
             while waiting:
                 self._has_changed |= self._fold(waiting.popleft())
-                ended = self._open is not None and self._open["state"] != "open"
+                ended = self._open.get("state", "open") != "open"
                 if ended:
                     self._write()
-                    self._open = None
+                    self._open = {}
             if self._has_changed:
                 self._write()
         except Exception as error:
             self.error = self.error or f"{type(error).__name__}: {error}"
             self._has_changed = False
             if ended:
-                self._open = None
+                self._open = {}
 
     def _fold(self, event: events.Event) -> bool:
         """Add an event to the record; return whether that changed it."""
         if isinstance(event, events.RunEnded):
             return False
-        if self._open is None and not isinstance(event, Noted) and begun_by(event) is None:
+        if not (self._open or isinstance(event, Noted) or begun_by(event)):
             # What comes after an incident, such as the rate on its schedule again; or a measurement.
             return False
-        record = self._begin(event) if self._open is None else self._open
+        record = self._open or self._begin(event)
         record["last_step"] = event.step
         if isinstance(event, Noted):
             self._fold_refusal(record, event)
@@ -401,15 +399,15 @@ class FlightRecorder(ThreadedListener):
         return True
 
     def _begin(self, event: events.Event) -> dict[str, Any]:
-        self._number = max(numbers_in(self.folder.parent), default=0) + 1
-        self._open = record = {
-            "kind": KIND, "format": FORMAT, "number": self._number, "run": self._run, "step": event.step,
+        self._open = {
+            "kind": KIND, "format": FORMAT, "number": max(numbers_in(self.folder.parent), default=0) + 1,
+            "run": self._run, "step": event.step,
             "last_step": event.step, "seconds": event.seconds, "state": "open", "diagnosis": "", "cause": "",
             "finding": None, "record": self.record, "num_refused": 0, "refusals": [], "num_events": 0, "timeline": [],
             "files": {}, "left_out": {}, "versions": versions(), "rank": launcher.rank_of(),
             "num_ranks": launcher.num_ranks_of(),
         }  # fmt: skip
-        return record
+        return self._open
 
     def _fold_refusal(self, record: dict[str, Any], noted: Noted) -> None:
         record["num_refused"] += 1
@@ -436,7 +434,7 @@ class FlightRecorder(ThreadedListener):
         """Make the folder of the open incident and return it."""
         os.makedirs(self.folder.parent, exist_ok=True)
         make_own_folder(self.folder)
-        home = self.folder / str(self._number)
+        home = self.folder / str(self._open["number"])
         make_own_folder(home)
         return home
 
@@ -457,7 +455,6 @@ class FlightRecorder(ThreadedListener):
         record["left_out"].update({f"{name}.{key}": what[:200] for key, what in list(left.items())[:50]})
 
     def _write(self) -> None:
-        assert self._open is not None
         home = self._home()
         is_new = not (home / RECORD).exists()
         durable_io.replace(home / RECORD, strict_json(self._open, indent=1).encode())
@@ -469,7 +466,7 @@ class FlightRecorder(ThreadedListener):
         """Delete the oldest records but the first, while there are too many or they are too large."""
         sizes = {number: _bytes_of(self.folder / str(number)) for number in numbers_in(self.folder.parent)}
         while len(sizes) > 1 and (len(sizes) > MOST_RECORDS or sum(sizes.values()) > MOST_BYTES):
-            gone = next((number for number in sorted(sizes)[1:] if number != self._number), None)
+            gone = next((number for number in sorted(sizes)[1:] if number != self._open["number"]), None)
             if gone is None:
                 return
             remove(self.folder / str(gone))

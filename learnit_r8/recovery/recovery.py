@@ -141,11 +141,6 @@ class RecoveryController:
         return not self.experiment.is_open and (is_alone or self.state.early.trial is None)
 
     @property
-    def is_calm(self) -> bool:
-        """Whether nothing was refused since the last good loss, and nothing is tested."""
-        return not self._refusals.bad_in_a_row and not self.is_open
-
-    @property
     def lr_factor(self) -> float:
         """Factor of the scheduled learning rate, in (0, 1]; a ceiling may lower the rate further."""
         return self.limit.factor
@@ -205,7 +200,7 @@ class RecoveryController:
             suspicion: How close the guard is to refusing; NaN if it was not asked, as at most updates.
             own_rate: As for `refused`.
         """
-        if self.quarantine.is_watching:
+        if self.quarantine.counts:
             self.quarantine.cleared(ticket.indices)
         state, lineage, witnesses, backup = self.state, self.lineage, self.witnesses, self._persistence.backup
         progress = lineage.progress
@@ -408,8 +403,9 @@ class RecoveryController:
                 # Otherwise a loss that stays higher for good would be refused for ever.
                 self._sentry.forget()
             return False
-        is_blind = self._persistence.callbacks.state is None
-        return is_finite or is_blind or self._refusals.is_worth_looking or bool(self.live.damage())
+        # After so many in a row the weights may be the cause.
+        are_many = self._refusals.bad_in_a_row >= self._refusals.bad_limit
+        return is_finite or are_many or self._persistence.callbacks.state is None or bool(self.live.damage())
 
     def computed_again(self, what: str, *, step: int, is_finite: bool, device: str) -> None:
         """Note that a step which was not finite was computed once more, from the same weights and batch.
@@ -503,7 +499,8 @@ class RecoveryController:
         elif not self._sentry.tests_progress:
             # Batches and rates are the user's own: only the level of the losses says something of those.
             remedies.confirm_rate(level)
-            is_idle = lineage.rises or self.limit.is_in_vain
+            # Also where a lower rate was asked for that the loop cannot have.
+            is_idle = lineage.rises or (self.limit.is_ignored and self.limit.was_lowered)
             if lineage.progress.is_above_untrained(lineage.updates) and not is_idle and self.live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
             elif self.watches_explosions:
@@ -522,10 +519,6 @@ class RecoveryController:
             self._experiment_on(Alarm.REGRESS, level, best=best)
         self.is_quiet = was_quiet and not (self.is_open or self._incidents.current or self.limit.is_on)
 
-    def may_look_last(self, step: int) -> bool:
-        """Whether `looks_last` was not asked at this step yet, or its experiment is under way."""
-        return self.state.looked_last_at != step or self.experiment.is_open
-
     def looks_last(self, *, step: int, lr: float, may_probe: bool) -> bool:
         """Start an experiment before the run ends, if its last losses were unusual or the weights are not finite.
 
@@ -537,10 +530,10 @@ class RecoveryController:
         Returns:
             Whether one is open.
         """
+        if self.experiment.is_open or self.state.looked_last_at == step:
+            return self.experiment.is_open
         self.begin_call(step, lr)
         callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
-        if self.experiment.is_open:
-            return True
         self.state.looked_last_at = step
         damage = self.live.look() if can_restore else ""
         if damage:
@@ -616,10 +609,8 @@ class RecoveryController:
         repeat = repeat if repeat is not None and repeat.holds(batch.witness[0]) else None
         if earlier and earlier[-1].can_be_put and (repeat is not None or self.experiment.can_probe):
             self.live.begin()
-            start = self.lineage.progress.start
-            case = Case(Alarm.EXPLODED, batch.record, (), start, 0.0, 0.0, share=0.0, is_sudden=True)
             low = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
-            self._run(case, draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
+            self._run(Case(Alarm.EXPLODED), draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
 
     def older(self, known: list[Backup]) -> list[Backup]:
         """The states before the one that was put back last, ever fewer the more often it took long to come back."""
@@ -671,8 +662,6 @@ class RecoveryController:
 
     def _take(self, loss: float, lr: float, *, leaves_out: bool) -> None:
         asked, case = self.experiment.asked, self.experiment.case
-        assert asked is not None
-        assert case is not None
         self._incidents.note_probe(leaves_out=leaves_out)
         self._refusals.probed()
         self._announcer.tell(
@@ -729,13 +718,12 @@ class RecoveryController:
         live, case = self.live, self.experiment.case
         live.step, live.put_step = step, None
         live.hide()
-        if live.current is not None or (case is not None and case.better_than_present() is not None):
+        if live.current is not None or case.better_than_present() is not None:
             best = self._best_of_test()
             if not isinstance(best, Backup):
                 live.put_present()
             elif live.put(best):
-                alarm, is_sudden = (Alarm.END, True) if case is None else (case.alarm, case.is_sudden)
-                self._go_on_from(best, alarm, is_sudden=is_sudden)
+                self._go_on_from(best, case.alarm, is_sudden=case.is_sudden)
         elif self.experiment.is_open:
             self._remedies.leave_open()
         self.early.break_off(is_damaged=False)
@@ -745,11 +733,12 @@ class RecoveryController:
     def _best_of_test(self) -> Any:
         """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
         case, present = self.experiment.case, self.live.present
-        better = None if case is None else case.better_than_present()
+        better = case.better_than_present()
         if better is None and present is not None:
             # Of the state set aside nothing is known but the loss of the alarm, or that it is damaged.
-            is_other = self.experiment.has_held or (case is not None and case.is_unsound)
-            return self.live.current if is_other else present
+            losses = case.of_present.values()
+            is_damaged = bool(losses) and all(loss == math.inf for loss in losses)
+            return self.live.current if self.experiment.has_held or is_damaged else present
         if better is not None and better.updates:
             return better
         return self.witnesses.best(self.lineage.progress.start)

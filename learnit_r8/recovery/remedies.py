@@ -143,32 +143,32 @@ class Remedies:
         else:
             self._live.raise_failures()
         # Else a record whose cause is a NaN in the weights would end with nothing but healthy weights.
-        mended, incident = self._live.mended, incidents.current
+        mended = self._live.mended
         incidents.note(step, f"{mended}; since then {finding.text}" if mended else finding.text)
-        if mended:
-            self._tell_mended()
-        elif finding.verdict != "level" and incident is not None and incident.num_refused:
-            topic = "refused" if finding.verdict == "healthy" else "not the weights"
-            self._announcer.warn_unseen(topic, incident.refusal_text(finding.text))
+        self._tell_found({"healthy": "refused", "level": ""}.get(finding.verdict, "not the weights"), finding.text)
         if finding.verdict in ("healthy", "level") and not self._state.lineage.is_proving:
             incidents.end()
 
-    def _tell_mended(self) -> None:
-        """Say what came from a backup, as nothing else was restored."""
-        incidents, incident = self._state.incidents, self._state.incidents.current
-        if incident is not None:
+    def _tell_found(self, topic: str, found: str) -> None:
+        """Say what came from a backup, as nothing else was restored; or what was found of refused batches.
+
+        Args:
+            topic: That of the warning; "" for none.
+            found: What was found, in words.
+        """
+        incidents, incident, mended = self._state.incidents, self._state.incidents.current, self._live.mended
+        if incident is not None and mended:
             incidents.change(num_restored=max(1, incident.num_restored))
-            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {incident.step:,}: {self._live.mended}"
+            text = f"{_REASONS[Alarm.NOT_FINITE]} at step {incident.step:,}: {mended}"
             self._announcer.warn_unseen("restored", incident.with_cause(text))
+        elif incident is not None and incident.num_refused and topic:
+            self._announcer.warn_unseen(topic, incident.refusal_text(found))
 
     def leave_open(self) -> None:
         """Say what an experiment that the end of the run cuts short leaves behind."""
-        incidents, incident = self._state.incidents, self._state.incidents.current
         if self._live.mended:
-            incidents.note(self._live.step, self._live.mended)
-            self._tell_mended()
-        elif incident is not None and incident.num_refused:
-            self._announcer.warn_unseen("refused", incident.refusal_text(UNTESTED))
+            self._state.incidents.note(self._live.step, self._live.mended)
+        self._tell_found("refused", UNTESTED)
 
     def _name_cause(self, cause: str, fault: str) -> None:
         """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""
@@ -296,7 +296,12 @@ class Remedies:
         share = (batch.record - batch.replayed) / (batch.record - usual)
         explosions.take(min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0, lineage.updates)
         if explosions.are_of_batches and explosions.num_calmed and not self._state.incidents.num_restored:
-            self._stop_calming()
+            explosions.num_calmed = 0
+            norms.forget()
+            if limit.ceiling < math.inf:
+                self._announcer.tell(events.LrRestored)
+            limit.forget()
+            self._announcer.note_once(f"calmed {step}", f"step {step:,}: {CALMED_IN_VAIN}.")
         is_new = explosions.num_new >= (NUM_LOWERED_AGAIN if limit.was_lowered else 1)
         if not (is_new and explosions.are_of_weights) or limit.ceiling <= CALM_SHARE * lr:
             return
@@ -313,16 +318,6 @@ class Remedies:
         )  # fmt: skip
         text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
         self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
-
-    def _stop_calming(self) -> None:
-        """Undo what was done about explosions."""
-        limit, step = self._state.limit, self._live.step
-        self._state.lineage.explosions.num_calmed = 0
-        self._state.norms.forget()
-        if limit.ceiling < math.inf:
-            self._announcer.tell(events.LrRestored)
-        limit.forget()
-        self._announcer.note_once(f"calmed {step}", f"step {step:,}: {CALMED_IN_VAIN}.")
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""

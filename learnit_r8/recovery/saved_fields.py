@@ -80,4 +80,4 @@ def _formed(value: Any, own: Any) -> Any:
     """A saved value in the form of the field's own."""
     if isinstance(own, deque):
         return deque(value, maxlen=own.maxlen)
-    return list(value) if isinstance(own, list) else dict(value) if isinstance(own, dict) else value
+    return type(own)(value) if isinstance(own, (list, tuple, dict)) else value

@@ -107,11 +107,6 @@ class Refusals(SavedFields):
     is_costly: bool = False
 
     @property
-    def is_worth_looking(self) -> bool:
-        """Whether so many losses in a row were not finite that the weights may be the cause."""
-        return self.bad_in_a_row >= self.bad_limit
-
-    @property
     def num_last(self) -> int:
         """Batches refused since the last good one, probes aside; a hundred at most."""
         outcomes = [*self.outcomes]
@@ -350,11 +345,6 @@ class DeadParameters(SavedFields):
         total = sum([size for size, looks in self.found if looks >= 0])
         dead = sum([size for size, looks in self.found if looks >= DEAD_LOOKS])
         return DEAD_SHARE * total <= dead < total
-
-    @property
-    def since(self) -> int:
-        """Looks since the last of them died."""
-        return min((looks for _, looks in self.found if looks >= DEAD_LOOKS), default=DEAD_LOOKS)
 
     @property
     def left(self) -> float:

@@ -36,8 +36,9 @@ def ask(timer, step, state, *, is_calm=True, per_step=1.0):
     last = step - 1
     elapsed = Elapsed(step, step, per_step * step, last, last, per_step * last)
     damaged = timer.take_if_due(elapsed, step, lambda: state, lambda state: None, is_calm=is_calm)
-    if timer.backup.awaits_witness:
-        timer.backup.add_witness(timer.backup.newest, np.arange(2), 1.0)
+    newest = timer.backup.newest
+    if newest is not None and not newest.is_closed:
+        timer.backup.add_witness(newest, np.arange(2), 1.0)
     return damaged
 
 

@@ -28,7 +28,7 @@ def test_empty_backup():
     cleared.clear()
 
     for backup in (RamBackup(), cleared):
-        assert (backup.is_empty, backup.newest, backup.awaits_witness) == (True, None, False)
+        assert (backup.is_empty, backup.newest) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_any_value_is_a_backup(state):
     kept = backup.offer(state, step=3)
 
     assert not kept.is_on_disk
-    assert repr(backup.copy_of(kept)) == repr(state)
+    assert repr(backup.clone(kept.state)) == repr(state)
 
 
 def test_state_is_copied_in_and_out():
@@ -53,14 +53,14 @@ def test_state_is_copied_in_and_out():
     backup, weights = RamBackup(), {"w": np.zeros(2)}
     kept = backup.offer(weights, step=0)
     weights["w"][:] = 9
-    backup.copy_of(kept)["w"][:] = 9
+    backup.clone(kept.state)["w"][:] = 9
     with pytest.raises(TypeError, match=r"state must be something that can be copied, got generator"):
         backup.offer((n for n in range(3)), step=300)
     own = RamBackup(clone=lambda state: [*state, "copy"])
 
-    assert backup.copy_of(kept)["w"].tolist() == [0, 0]
+    assert backup.clone(kept.state)["w"].tolist() == [0, 0]
     assert [each.step for each in backup.backups] == [0]
-    assert own.copy_of(own.offer(["state"], step=0)) == ["state", "copy", "copy"]
+    assert own.clone(own.offer(["state"], step=0).state) == ["state", "copy", "copy"]
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=60), st.integers(2, 9))
@@ -105,10 +105,10 @@ def test_witness_of_an_accumulated_step():
     backup.witness_size = 2
     kept = backup.offer("a", step=0)
     backup.add_witness(kept, np.arange(2), 1.0)
-    assert backup.awaits_witness
+    assert not kept.is_closed
     backup.add_witness(kept, np.arange(2), 1.0)
 
-    assert not backup.awaits_witness
+    assert kept.is_closed
 
 
 def test_going_back_forgets_what_came_later():
@@ -171,11 +171,11 @@ def test_witness_survives_a_checkpoint(witness, recent, is_proven):
     backup = Backup(
         7, 5, recent=tuple(recent), witness=[np.array(each) for each in witness], losses=recent[:1], is_proven=is_proven
     )
-    plain = backup.to_plain()
+    plain = backup.state_dict()
     loaded = Backup.from_plain({**json.loads(json.dumps(plain, default=np.ndarray.tolist))})
 
     assert loaded.is_on_disk
-    assert repr(loaded.to_plain()) == repr(plain)
+    assert repr(loaded.state_dict()) == repr(plain)
 
 
 def test_new_record():

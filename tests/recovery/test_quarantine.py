@@ -186,7 +186,7 @@ def test_good_batch_clears():
     quarantine.cleared(np.arange(10))
 
     assert quarantine.suspects == tuple(range(10, 32))
-    assert quarantine.is_watching
+    assert quarantine.counts
 
 
 def test_random_refusals_convict_hardly_anybody():
@@ -249,7 +249,7 @@ def test_state(batches):
     other.load_state_dict(state | {"clean": json.loads(json.dumps(state["clean"]))})
 
     assert other.suspects == quarantine.suspects
-    assert other.is_watching == quarantine.is_watching
+    assert other.counts == quarantine.counts
     assert repr(other.state_dict()) == repr(state)
 
 

@@ -79,7 +79,7 @@ def test_a_rate_that_the_step_ignores_is_asked_for_once():
     for _ in range(3):
         limit.lower(1.0, by=10.0)
 
-    assert limit.is_in_vain
+    assert limit.was_lowered
     assert limit.ceiling_text == "0.1 of yours, which the compiled step ignores,"
 
 

@@ -124,7 +124,7 @@ def test_a_restore_leaves_nothing_of_the_weights_that_were_given_up(tmp_path):
             controller, persistence = run.r8.controller, run.r8.host.persistence
             [backup] = [each for each in controller.witnesses.all_states() if each.step == event.to_step]
             found.append((event.to_step, tuple(controller.lineage.progress.recent) == backup.recent))
-            found.append([step for step in persistence.checkpoint_steps() if step > event.to_step])
+            found.append([step for step in persistence.checkpoints() if step > event.to_step])
 
     run.r8.host.announcer.add(look)
     # No loss shows the damage at first, so that checkpoints hold it.

@@ -104,10 +104,10 @@ def test_two_in_a_row_are_worth_a_look():
     """One loss that is not finite is left out; the second in a row is looked into."""
     refusals = Refusals()
     refusals.refused(is_finite=False, step=1)
-    assert not refusals.is_worth_looking
+    assert refusals.bad_in_a_row < refusals.bad_limit
     refusals.refused(is_finite=False, step=1)
 
-    assert refusals.is_worth_looking
+    assert refusals.bad_in_a_row == refusals.bad_limit
 
 
 def test_good_batch_ends_the_row():
@@ -117,7 +117,7 @@ def test_good_batch_ends_the_row():
         refusals.refused(is_finite=False, step=1)
         refusals.good()
 
-    assert (refusals.in_a_row, refusals.is_worth_looking) == (0, False)
+    assert (refusals.in_a_row, refusals.bad_in_a_row) == (0, 0)
 
 
 def test_only_weights_that_get_further_end_the_count_in_vain():

@@ -274,7 +274,7 @@ def test_reset_baseline_is_interrupted():
         num_cut += r8.host.turns.is_cut
         if not r8.host.turns.is_cut:
             assert (memory_of(r8) == before) is (r8.sentry.baseline == 0)
-            assert r8.controller.is_calm is (r8.sentry.baseline == 1)
+            assert (not r8.controller.state.refusals.bad_in_a_row) is (r8.sentry.baseline == 1)
 
     assert (at > 100, num_cut > 0) == (True, True)
 

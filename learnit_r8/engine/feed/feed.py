@@ -197,8 +197,7 @@ class Feed:
                 self._updates = controller.lineage.updates
                 may_probe = not (controller.is_quiet or pace.is_stopped) and controller.experiment.asks_probe
                 if may_probe and not (pace.leaves_out and (self.is_at_end() or self._is_full())):
-                    asked = controller.experiment.asked
-                    is_kept = asked is not None and all(item is not None for item in asked.witness)
+                    is_kept = all(item is not None for item in controller.experiment.asked.witness)
                     if not all(each[0] for each in engine.agreement.gather([is_kept])):
                         # The batch was not kept on all ranks: the next losses decide.
                         controller.experiment.can_probe = False
