@@ -418,7 +418,8 @@ class RunningVariances(SavedFields):
             if is_jump or (fall and fall.is_of_batch(total)):
                 self.ruined[key] = total, self.in_a_row.get(key, 0) + 1
                 continue
-            if fall and (total <= last or step <= MOST_IN_A_ROW):
+            # Between looks that are far apart it may have risen at any of the first steps.
+            if fall and (total <= last or step <= MOST_IN_A_ROW or not highest):
                 self.falls[key] = fall
             else:
                 self.falls.pop(key, None)
