@@ -403,7 +403,8 @@ class RunningVariances(SavedFields):
                 count = self.in_a_row.get(key, 0) + 1
                 self.ruined[key], can_be_put = (total, count), can_be_put and count <= MOST_IN_A_ROW
                 continue
-            if fall and (total <= last or step <= MOST_IN_A_ROW):
+            # Between looks that are far apart it may have risen at any of the first steps.
+            if fall and (total <= last or step <= MOST_IN_A_ROW or not highest):
                 self.falls[key] = fall
             else:
                 self.falls.pop(key, None)

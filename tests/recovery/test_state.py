@@ -21,6 +21,7 @@ from learnit_r8.recovery.state import (
     RecoveryState,
     Refusals,
 )
+from learnit_r8.state.tree import Sum
 
 
 def test_trial_lasts_its_updates():
@@ -197,3 +198,20 @@ def test_a_state_that_is_saved_is_the_same_when_it_is_loaded():
     assert [(name, getattr(part, field)) for name, part, field in numbers_of(two)] == [
         (name, getattr(part, field)) for name, part, field in numbers_of(one)
     ]
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e2])
+def test_a_variance_that_one_of_the_first_batches_ruined_is_found_where_looks_are_far_apart(scale):
+    """A slow disk or a busy machine may put off the looks: the first one after it shows the ruined sum alone."""
+    now = {"step": 0}
+    variances = RunningVariances(Announcer([], lambda: (now["step"], 0.0)))
+    for now["step"], total in (
+        (1, 1.0),
+        (12, scale),
+        (22, scale * 0.99**10),
+        (32, scale * 0.99**20),
+        (42, scale * 0.99**30),
+    ):
+        variances.compare([Sum("norm.running_var", None, None, complex(total))], is_alone=True)
+
+    assert list(variances.ruined) == ["norm.running_var"] * (scale > 1e3)
