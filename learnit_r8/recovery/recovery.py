@@ -530,9 +530,12 @@ class RecoveryController:
         Returns:
             Whether one is open.
         """
-        if self.experiment.is_open or self.state.looked_last_at == step:
-            return self.experiment.is_open
+        is_open = self.experiment.is_open
+        if not is_open and self.state.looked_last_at == step:
+            return False
         self.begin_call(step, lr)
+        if is_open:
+            return True
         callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
         self.state.looked_last_at = step
         damage = self.live.look() if can_restore else ""
