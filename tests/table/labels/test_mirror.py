@@ -204,6 +204,16 @@ def test_lists_are_shorter_where_right_labels_come_in_clumps():
     assert is_wrong[clumped].mean() > is_wrong[single].mean()
 
 
+def test_right_labels_of_two_kinds_are_no_list():
+    """Where some right labels are harder than the others, odds that fall twice explain the counts as well."""
+    rng = np.random.default_rng(20)
+    size = rng.gamma(2.0, 1.0, 3000)
+    slope = np.where(rng.random(3000) < 0.15, 0.5, 1.6)
+    margin = np.where(rng.random(3000) < 1 / (1 + np.exp(slope * size)), size, -size)
+
+    assert Mirror.of(margin, is_steady=True) is None
+
+
 def test_few_positive_margins_say_nothing():
     """A model that has memorised its labels leaves nothing to fit."""
     margin = np.append(np.full(LEAST_POSITIVE - 1, 2.0), np.full(1000, -2.0))
