@@ -71,3 +71,24 @@ def test_of_finite_weights_with_which_alone_the_batch_is_bad_no_cause_is_called_
     assert (found.kind, found.is_certain) == (UNKNOWN, False)
     assert found.text == "the batch is good with the weights of step 5, and bad with the present ones"
     assert found.rest == ("it shows first in `dense`", MAY_BE)
+
+
+class Poisoned(Subject):
+    """A model whose weights are damaged by the batch before, whose loss was finite and whose gradient was not."""
+
+    before = {"x": np.full((4, 2), 3.0)}, (10, 11, 12, 13)
+
+    def run(self, batch, weights):
+        is_before = batch["x"].max() == 3
+        return Shown(1.0, rows=(2,), gradient="dense/kernel") if is_before and len(batch["x"]) > 3 else Shown(1.0)
+
+    def bad_labels(self):
+        return (), ""
+
+
+def test_the_batch_before_is_looked_into_where_the_refused_one_is_good():
+    """Its samples are its own, not those of the refused batch."""
+    found = PlaceSearch(REFUSAL, Poisoned(None, {"dense/kernel": 4})).solve()
+
+    assert found.samples == (12,)
+    assert "its loss was finite, and its update has damaged the weights" in found.rest

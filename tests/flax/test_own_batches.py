@@ -405,3 +405,54 @@ def test_a_killed_run_goes_on_to_the_bit_from_a_backup_in_shared_memory(tmp_path
     assert begun >= 10
     assert rest == losses[begun:]
     assert again == weights
+
+
+def hidden_loss(w, x, y):
+    """A NaN of the batch makes 0 of a hidden unit, as rectifiers of some devices do, but its gradient is NaN."""
+    hidden = x @ w["in"]
+    return ((jnp.where(hidden > 0, hidden, 0.0) @ w["out"] - y) ** 2).mean()
+
+
+def weights_of_rectifiers():
+    rng = np.random.default_rng(0)
+    return {"in": jnp.array(rng.normal(size=(4, 8)) / 2), "out": jnp.array(rng.normal(size=(8, 1)) / 3)}
+
+
+@jax.jit
+def pytree_step(w, x, y):
+    loss, gradient = jax.value_and_grad(hidden_loss)(w, x, y)
+    return jax.tree.map(lambda each, by: each - 0.05 * by, w, gradient), loss
+
+
+@nnx.jit
+def nnx_step(model, x, y):
+    loss, gradient = jax.value_and_grad(hidden_loss)({"in": model["in"][...], "out": model["out"][...]}, x, y)
+    for name in ("in", "out"):
+        model[name][...] -= 0.05 * gradient[name]
+    return loss
+
+
+@pytest.mark.parametrize("is_nnx", [False, True])
+def test_batches_of_nan_with_finite_losses_are_left_out_as_by_hand(is_nnx):
+    """The first one is found by a look at the state; from then on each step is looked at, and its batch refused."""
+    bad = {2, 7, 20, 33, 34, 57}
+    batches = [(x["x"] * np.float32("nan") if n in bad else x["x"], x["y"]) for n, x in enumerate([*Data()(0)] * 2)]
+    r8 = R8Scheduler(scheduler_mode="keep", num_epochs=1, handle_signals=False, clock=lambda: 0.0)
+    by_hand = start = weights_of_rectifiers()
+    managed = r8flax.ManagedState(
+        r8, (nnx.Dict({name: nnx.Param(each) for name, each in start.items()}),) if is_nnx else start
+    )
+    num_counted = 0
+    for x, y in r8.batches(batches):
+        state = managed.for_step()
+        after, loss = (state, nnx_step(*state, x, y)) if is_nnx else pytree_step(state, x, y)
+        assert np.isfinite(loss)
+        if managed.report(after, loss) and np.isfinite(x).all():
+            by_hand, num_counted = pytree_step(by_hand, x, y)[0], num_counted + 1
+    r8.close()
+    found = managed.state[0] if is_nnx else managed.state
+
+    for name, each in by_hand.items():
+        np.testing.assert_allclose(found[name][...], each, rtol=1e-5)
+    # Two tests of the weights took the place of a batch each.
+    assert (num_counted, r8.sentry.num_refused) == (len(batches) - len(bad) - 2, len(bad) - 1)
