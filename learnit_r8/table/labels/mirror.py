@@ -193,8 +193,9 @@ teacher held .86 and .72 wrong ones (random, confusable); with 1.5 .83 and .67."
 
 LEAST_GAIN, LEAST_GAIN_OF_OTHERS, LEAST_RISING, LEAST_GAIN_EACH = 15.0, 9.0, 6.0, 0.001
 """How much the second term must add to the log likelihood to be believed: over odds that fall evenly, with one label a
-sample and else (two classes, several labels), or over two kinds that both fall; and for each positive margin. Of 268
-trainings on clean labels in benchmarks/verdicts.py the two were 11.1 and 4.0 at most; with 9 five had lists."""
+sample and else (two classes, several labels), or with one label over two kinds that both fall; and for each positive
+margin. Of 268 trainings on clean labels in benchmarks/verdicts.py the two were 11.1 and 4.0 at most; with 9 five had
+lists. Of other kinds no clean training of benchmarks/label_kinds.py had one with 9."""
 
 LEAST_POSITIVE = 50
 """Fewer samples with positive margins are not enough to fit anything."""
@@ -265,8 +266,9 @@ class Mirror(NamedTuple):
             caution = CAUTION_IF_STEADY if is_steady else CAUTION
         least_rise = LEAST_RISE_OF_TWO if is_binary else LEAST_RISE
         fit = fit_odds(*sides, least_rise=least_rise, caution=caution * math.sqrt(effect))
-        least_gain, times = LEAST_GAIN if sample is None and not is_binary else LEAST_GAIN_OF_OTHERS, max(alike, effect)
-        is_likely = fit.gain >= least_gain * times or fit.rising >= LEAST_RISING * times
+        gain, rising = fit.gain / max(alike, effect), fit.rising / max(alike, effect)
+        is_single = sample is None and not is_binary
+        is_likely = gain >= LEAST_GAIN or rising >= LEAST_RISING if is_single else gain >= LEAST_GAIN_OF_OTHERS
         # Of a network that has learnt nothing, right labels look wrong as often by large margins as by small ones.
         if not fit.slope or not is_likely or fit.gain < LEAST_GAIN_EACH * len(positive):
             return None
