@@ -17,7 +17,7 @@ jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
 linen = pytest.importorskip("flax.linen")
 r8flax = pytest.importorskip("learnit_r8.flax", exc_type=ImportError)
-step_keys = pytest.importorskip("learnit_r8.flax.data").step_keys
+step_keys = pytest.importorskip("learnit_r8.flax.train").step_keys
 jnp = jax.numpy
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("f4")
