@@ -17,12 +17,18 @@ import numpy as np
 from ..sources.random_generators import random_state, set_random_state
 from ..state import codec
 from ..state.callbacks import OWN, Callbacks
-from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, open_node, pack, unpack
+from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, not_finite, open_node, pack, unpack
 
 if TYPE_CHECKING:
+    from ..scheduler import R8Scheduler
     from ..sources.ticket import Outcome
 
 _NOTHING: Any = object()
+
+HIDDEN = (
+    "step {:,}: the step has made numbers of the state not finite, which the loss need not show, as where a rectifier "
+    "turns NaN into 0: its batch is refused, as will be any other that does so."
+)
 
 NOT_HELD = "checkpoints cannot hold {}: it is left out, and stays as it is when they are loaded."
 
@@ -85,20 +91,25 @@ class DrivenState:
             variable.set_raw_value(value)
         return not self.is_given_away
 
-    def judge(self, after: Any, report: Callable[[], Outcome]) -> Outcome:
+    def judge(self, r8: R8Scheduler, after: Any, loss: Any, report: Callable[[Any], Outcome]) -> Outcome:
         """Report the loss of a step; ``after`` takes the place of the state before it if the loss is good.
 
         A refused step leaves the state as it was before, or the one that was put back. Buffers that the step was given
         to keep (donated) are gone: then the state after it stays until another is put back.
 
         Args:
+            r8: The scheduler.
             after: The state after the step.
-            report: Reports the loss.
+            loss: The loss, or those of the samples or of parts.
+            report: Reports it; gets NaN in its place where the step has made the state not finite.
         """
+        if is_ruined(r8, after):
+            r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
+            loss = np.full(np.shape(loss), np.nan)
         num_loads, is_good = self._num_loads, False
         self._after = after
         try:
-            outcome = report()
+            outcome = report(loss)
             is_good = bool(outcome)
             return outcome
         finally:
@@ -167,6 +178,16 @@ class DrivenState:
         if is_resume or not from_ram:
             set_random_state(source["random"])
         return source.get(OWN)
+
+
+def is_ruined(r8: R8Scheduler, state: Any) -> bool:
+    """Whether numbers of a state are not finite; looked for once that was found though the losses were finite."""
+    persistence = r8.controller.live.persistence
+    # Several processes would have to agree.
+    if not persistence.backup_timer.was_damaged or persistence.agreement.ranks is not None:
+        return False
+    opened = map_leaves(lambda leaf, *_: leaf, state, holders=True)
+    return not persistence.backup_timer.meant.issuperset(not_finite({"state": opened}))
 
 
 def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:

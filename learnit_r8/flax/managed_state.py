@@ -37,11 +37,6 @@ NOT_LOWERED = (
     "it, make the optimizer with optax.inject_hyperparams."
 )
 
-HIDDEN = (
-    "step {:,}: the step has made numbers of the state not finite, though its loss was finite, as where a rectifier "
-    "makes 0 of NaN: its batch is refused, and from here on so is each other one that does so."
-)
-
 MANAGED_AGAIN = (
     "ManagedState() was called again for a scheduler, which keeps the newest state alone: give several networks to one "
     "ManagedState, as a tuple."
@@ -179,25 +174,7 @@ class ManagedState:
         loss = loss_of_batch(whole(loss), num_samples)
         if self._processes is not None:
             self._processes.meet(loss)
-        elif self._is_ruined(after):
-            self._r8.host.say_once("hidden", HIDDEN.format(self._r8.global_step))
-            loss = jnp.full_like(loss, jnp.nan, dtype=jnp.float32)
-        return self._driven.judge(after, lambda: report(loss))
-
-    def _is_ruined(self, after: Any) -> bool:
-        """Whether a step has made numbers not finite; looked for once that was found though the losses were finite."""
-        timer = self._r8.controller.live.persistence.backup_timer
-        if not timer.was_damaged:
-            return False
-        state = jax.tree.map(
-            lambda each: nnx.state(each) if nnx_of(each) else each, after, is_leaf=lambda each: bool(nnx_of(each))
-        )
-        floats = [each for each in jax.tree.leaves(state) if jnp.issubdtype(getattr(each, "dtype", int), jnp.floating)]
-        # All are started before the first is read.
-        are_finite = [jnp.isfinite(each).all() for each in floats]
-        return not all(map(bool, are_finite)) and not timer.meant.issuperset(
-            _bad_floats({"state": take_apart(after)[0]})
-        )
+        return self._driven.judge(self._r8, after, loss, report)
 
 
 def loss_of_batch(loss: Any, num_samples: int | None = None) -> Any:

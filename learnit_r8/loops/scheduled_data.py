@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -146,9 +147,8 @@ class report_to:
         loss, after = loop_state.logs.find(self._key), loop_state.state
         said = None if self._predictions is None else loop_state.logs.find(self._predictions)
         loop_state.state = loop_state.state_before
-        outcome = self._driven.judge(
-            after, lambda: self._prefetch.report(loss, part_size=self._part_size, predictions=said)
-        )
+        report = functools.partial(self._prefetch.report, part_size=self._part_size, predictions=said)
+        outcome = self._driven.judge(self._r8, after, loss, report)
         self._r8.host.leave_epoch()
         if outcome.verdict is Verdict.NOT_FINITE and not self._driven.has_model:
             self._r8.host.say_once("state of the loop", NO_MODEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
     from ..sources.ticket import Outcome, Ticket
     from ..table.labels.predictions import Predictions
-    from ..table.losses import Reading
 
 
 NOTHING_HANDED_OVER = (
@@ -100,14 +100,15 @@ class _Stepper:
             result, predictions = result[0] if len(result) == 2 else result[:-1], result[-1]
         if not self.has_state:
             reading = read_loss(result, len(ticket.indices), self._part_size)
-            return reading.mean, self._report(reading, predictions)
+            return reading.mean, self._report(reading.means, predictions)
         if not (isinstance(result, tuple) and len(result) == 2):
             raise TypeError(f"train_step must return (state, loss) where step_stream() has a state, got {result!r}.")
         reading = read_loss(result[1], len(ticket.indices), self._part_size)
-        return reading.mean, self._driven.judge(result[0], lambda: self._report(reading, predictions))
+        report = functools.partial(self._report, predictions=predictions)
+        return reading.mean, self._driven.judge(self._r8, result[0], reading.means, report)
 
-    def _report(self, reading: Reading, predictions: Predictions | None) -> Outcome:
-        outcome = self._prefetch.report(reading.means, part_size=self._part_size, predictions=predictions)
+    def _report(self, means: Any, predictions: Predictions | None) -> Outcome:
+        outcome = self._prefetch.report(means, part_size=self._part_size, predictions=predictions)
         if not (outcome or self.has_state or outcome.rolled_back_to is not None):
             self._r8.host.say_once("state of step_stream", NOTHING_HANDED_OVER)
         return outcome

@@ -47,6 +47,29 @@ def test_transient_faults_heal():
     assert_healed(steps)
 
 
+@pytest.mark.filterwarnings("ignore:step .* the step has made numbers", "ignore:sample 7", "ignore:a loss was refused")
+def test_a_sample_of_nan_whose_loss_is_finite_is_quarantined():
+    """A rectifier makes 0 of it, but its gradient is NaN: its step ruins the weights, in each epoch and in the last."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(320, 4))
+    y = np.maximum(x.sum(1), 0)
+    x[7] = np.nan
+    r8 = R8Scheduler(320, batch_size=16, num_epochs=6, initial_lr=0.05, clock=lambda: 0.0)
+
+    def train_step(w, indices, lr):
+        output = x[indices] @ w
+        error = np.where(output > 0, output, 0.0) - y[indices]
+        return w - lr * x[indices].T @ (2 * error * (output > 0)) / len(indices), np.nanmean(error**2)
+
+    for event in step_stream(r8, train_step, state=np.full(4, 0.3)):
+        assert np.isfinite(event["state"]).all() or r8.table.quarantined.size == 0
+    r8.close()
+
+    np.testing.assert_allclose(event["state"], 1.0, atol=0.1)
+    assert r8.table.quarantined.tolist() == [7]
+    assert r8.controller.state.incidents.num_probes == 1
+
+
 @pytest.mark.filterwarnings("ignore:a loss was refused")
 def test_a_step_stream_says_what_to_hand_over():
     """Where nothing can be put back, the message names the arguments that change that."""
