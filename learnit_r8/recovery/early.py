@@ -17,10 +17,10 @@ from ..guard.monitor import Sentry, plain
 from ..sources.ticket import Ticket
 from ..state import tree
 from .backups import Backup
-from .experiment import Alarm, Case, ExperimentRun, draw_again
+from .experiment import Alarm, Case, ExperimentRun, Steps, draw_again, draw_with_first, end_healthy
 from .model import LiveModel, Saved, Witnesses, saved_form
 from .policy import DEAD_EVERY
-from .progress import EARLY_UPDATES, FIRST, NEAR, SMALL_BATCH, START_UPDATES, Progress
+from .progress import EARLY_UPDATES, FIRST, NEAR, SMALL_BATCH, START_UPDATES, WORSE, Progress
 from .state import BETTER, DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
 
 FAR = 16.0
@@ -41,6 +41,17 @@ NO_INITIAL = (
     "after {} updates the losses make no progress, and the learning rate may be too high. A lower one would be tried "
     "from the start, but the run was resumed and has no initial weights: begin it again, or with a lower rate."
 )
+
+UNTESTED_FIRST = (
+    "{}: unless that is expected, the batch was bad, and its step may keep the updates small for long, as the "
+    "optimizer's averages hold its gradient (Adam, Adagrad). Nothing was tested, and nothing changed."
+)
+
+GROWN, RISEN, FALLEN = (
+    "one of the first batches: weights have grown tenfold since", "one of the first batches: losses are far higher since",
+    "the first batch: its loss is far above others, and one since then is as high",
+)  # fmt: skip
+"""Where a bad batch among the first ones may be, and why, beside `progress.FAR_FIRST`."""
 
 UPDATES_LOOKED_AT, LARGE_UPDATE, USUAL_BATCH = 8, 0.09, 32
 """Updates that are looked at before that, and the share by which they must have changed the losses of their own batches
@@ -93,6 +104,9 @@ class FirstSteps:
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
         sentry: Judges losses; goes back with the model.
+
+    Attributes:
+        is_first_due: Whether the first batches are to be looked at.
     """
 
     def __init__(
@@ -102,7 +116,7 @@ class FirstSteps:
             state, live, experiment, witnesses, sentry,
         )  # fmt: skip
         self._early, self._lineage, self._limit = state.early, state.lineage, state.limit
-        self._backup, self._announcer = live.persistence.backup, live.announcer
+        self._backup, self._announcer, self.is_first_due = live.persistence.backup, live.announcer, False
 
     @property
     def is_measuring(self) -> bool:
@@ -172,6 +186,46 @@ class FirstSteps:
             if trial["own"] is not None:
                 # As the next batch is drawn it is put in, where a file holds the state that was shown.
                 self._live.of_trial = Saved(tree.from_bytes(trial["own"]))
+
+    def find_start(self) -> bool:
+        """Find the level that the run begins with; returns whether the first batches are to be looked at."""
+        progress = self._lineage.progress
+        progress.find_start(self._witnesses.first)
+        self.is_first_due = len(progress.recent) == self._lineage.updates >= FIRST
+        return self.is_first_due
+
+    def doubt_first(self, known: Sequence[Backup], *, is_alarm: bool = False) -> tuple[Backup, Backup, float, str] | None:
+        """See whether one of the first batches may have been bad; where that cannot be tested, it is said.
+
+        Args:
+            known: The backups whose witnesses can be drawn.
+            is_alarm: Whether one of the first losses has raised the alarm.
+
+        Returns:
+            The arguments of `draw_with_first`; None if there is no doubt.
+        """
+        progress, live, losses = self._lineage.progress, self._live, list(self._lineage.progress.recent)
+        self.is_first_due = False
+        if not 1 < len(losses) == self._lineage.updates < 2 * FIRST or self._state.incidents.num_restored:
+            return None
+        place, text = progress.far_first()
+        before = next((each for each in reversed(known) if each.updates <= place and each.can_be_put), None)
+        later = next((each for each in reversed(known) if each.updates > place and each.is_closed), None)
+        if before is None or later is None or not live.can_restore or live.persistence.agreement.ranks is not None:
+            if text:
+                self._announcer.warn_once("first batch", UNTESTED_FIRST.format(text))
+            return None
+        where = f"batch {place + 1}: {text}" if text else RISEN if progress.has_risen_at_once else ""
+        where = where or (GROWN if live.has_outgrown(before) else "")
+        if not where and is_alarm and min(losses) * WORSE <= losses[0]:
+            where = FALLEN
+        return (later, before, max(later.record, losses[place]), where) if where else None
+
+    def with_first(self, case: Case, steps: Steps) -> Steps:
+        """The test of whether one of the first batches was bad, if there is a doubt; what else there is comes after it."""
+        steps = end_healthy() if case.alarm is Alarm.FIRST else steps
+        doubt = self.doubt_first(case.known, is_alarm=case.alarm is Alarm.EARLY)
+        return steps if doubt is None else draw_with_first(*doubt, model=self._live, then=steps)
 
     def suspicion(self, loss: float, num_lost: int) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""

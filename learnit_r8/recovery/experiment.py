@@ -26,7 +26,7 @@ import numpy as np
 
 from ..table.trend import median
 from .backups import Backup
-from .progress import FAR_ABOVE, MOST_OF_RECORD
+from .progress import FAR_ABOVE, MOST_OF_RECORD, WORSE
 
 if TYPE_CHECKING:
     from ..sources.ticket import Ticket
@@ -66,7 +66,8 @@ class Alarm(enum.Enum):
     NOT_FINITE: several losses in a row, or numbers of the state, were not finite. SPIKE: losses far too high. RAISED:
     losses that stay higher. EARLY: a high loss among the first. REGRESS: much of the progress of the first steps was
     lost. ABOVE: losses far above those of the untrained model. END: unusual losses as the run ends. WILD: the losses of
-    the first steps make no progress. EXPLODED: one loss far above the others and the untrained model's.
+    the first steps make no progress. EXPLODED: one loss far above the others and the untrained model's. FIRST: one of
+    the first batches may have been bad.
     """
 
     NOT_FINITE = "not finite"
@@ -78,6 +79,7 @@ class Alarm(enum.Enum):
     END = "end"
     WILD = "wild"
     EXPLODED = "exploded"
+    FIRST = "first batches"
 
 
 NUM_REFERENCES, MOST_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2}, 6
@@ -205,12 +207,14 @@ class Finding(NamedTuple):
         text: The finding, in words.
         backup: The backup that was restored.
         tested: Backups that were put back and probed.
+        is_of_first: Whether it was, as one of the first batches was bad; the text says which.
     """
 
     verdict: str
     text: str
     backup: Backup | None = None
     tested: Sequence[Backup] = ()
+    is_of_first: bool = False
 
 
 Steps = Generator[Backup, float, Finding]
@@ -239,6 +243,35 @@ def draw_with_earlier(batch: Backup, before: Backup, model: LiveModel, *, low: f
         if not model.put_present():
             return Finding("lost", "no state could be restored")
     return Finding("healthy", "a batch was drawn again with earlier weights", None, [batch])
+
+
+def draw_with_first(batch: Backup, before: Backup, high: float, text: str, *, model: LiveModel, then: Steps) -> Steps:
+    """Draw a batch again with the weights from before one of the first batches, and go on from those if its loss is far
+    below a high one, as that of the first batch: then that was bad, and the weights were not.
+
+    Args:
+        batch: A later batch.
+        before: The backup from before the first one.
+        high: The high loss.
+        text: What was bad, in words.
+        model: The model.
+        then: The experiment that follows where it was not.
+    """
+    if model.keep_present():
+        batch.replayed = yield from _draw(Case(Alarm.FIRST), batch, functools.partial(model.put, before))
+        if batch.replayed * WORSE <= high and model.put(before):
+            # Its own witness was the bad batch.
+            before.witness, before.losses, before.generators = batch.witness, [batch.replayed], batch.generators
+            return Finding("restored", text, before, [batch], is_of_first=True)
+        if not model.put_present():
+            return Finding("lost", "no state could be restored", None, [batch])
+    return (yield from then)
+
+
+def end_healthy() -> Steps:
+    """Draw nothing."""
+    yield from ()
+    return Finding("healthy", "the weights are as good as those from before the first batches")
 
 
 def investigate(case: Case, model: LiveModel) -> Steps:

@@ -141,7 +141,8 @@ class LiveModel:
         variances, is_put = timer.variances, False
         ruined, backups = variances.ruined, [*reversed(self.persistence.backup.backups)]
         newest = next((each for each in backups if each.state is not None and variances.precede(each.state)), None)
-        grown = "" if newest is None or get is None else outgrown(get(), newest.state, ruined)
+        roots = {"params", *(key.split(".")[0] for key in ruined)}
+        grown = "" if newest is None or get is None else outgrown(get(), newest.state, roots)
         if grown:
             self.announcer.warn_once("variance", OF_WEIGHTS.format(next(iter(ruined)), self.step, grown))
         elif newest is not None and get is not None:
@@ -197,6 +198,11 @@ class LiveModel:
         ratios = growth(get(), newest.state).values()
         is_swollen = sum(ratio > SWOLLEN for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
         return bool(self.persistence.agreement.agree("swollen" if is_swollen else ""))
+
+    def has_outgrown(self, backup: Backup) -> bool:
+        """Whether weights are far larger than any were in a backup."""
+        get = self.persistence.callbacks.state
+        return get is not None and backup.state is not None and bool(outgrown(get(), backup.state))
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
@@ -361,21 +367,20 @@ def repair(state: Any, backup: Any, meant: Collection[str] = (), ruined: Collect
     return (map_leaves(repaired, state) if broken else state), broken
 
 
-def outgrown(state: Any, backup: Any, ruined: Collection[str]) -> str:
-    """The weights beside ruined running variances that have grown enough to be their cause; "" if none have.
+def outgrown(state: Any, backup: Any, roots: Collection[str] = ()) -> str:
+    """An array of numbers other than 0 that has grown tenfold, and beyond all others; "" if none has.
 
     Args:
         state: A live state.
         backup: An earlier one.
-        ruined: Dotted keys of the variances.
+        roots: The parts of it that count; all if there are none.
     """
-    roots = {"params", *(key.split(".")[0] for key in ruined)}
     now, then = (
         {key: each for key, each in peaks(one, roots).items() if "mean" not in key and "var" not in key}
         for one in (state, backup)
     )
     most = max(then.values(), default=0.0)
-    return next((key for key, each in now.items() if each > max(most, LEAST_GROWTH * then.get(key, math.inf))), "")
+    return next((key for key, each in now.items() if each > max(most, LEAST_GROWTH * (then.get(key) or math.inf))), "")
 
 
 class Witnesses:

@@ -77,11 +77,10 @@ TIMES_THE_NEXT, TIMES_THE_OTHERS = 1000, 100
 """Times the highest of the other first losses from which the very first, or another one, is said to be that of a bad
 batch: where batches have few samples, or their size is not known, it was not refused."""
 
-FIRST_WAS_FAR = (
-    "the loss of {} ({:.4g}) was {:,.0f} times as high as the highest of {}: unless that is expected, the batch was "
-    "bad, and its step may keep the updates small for long, as the optimizer's averages hold its gradient (Adam, "
-    "Adagrad). Nothing was tested, and nothing changed."
-)
+WORSE = 4.0
+"""Times the loss that a batch has with the weights from before the first one from which that one was bad."""
+
+FAR_FIRST = "the loss of {} ({:.4g}) was {:,.0f} times as high as the highest of {}"
 
 
 @dataclass(eq=False)
@@ -152,16 +151,20 @@ class Progress(SavedFields):
             self.start = float(np.fmax(self.record, np.median(self.recent)))
             self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
 
-    def first_was_far(self, updates: int) -> str:
-        """What is to be said of one of the first losses that is far above all others so far; "" for nothing."""
-        if not FIRST <= len(self.recent) == updates:
-            return ""
+    def far_first(self) -> tuple[int, str]:
+        """The place of one of the first losses that is far above all others so far, and that in words; "" if none is."""
         most, highest = sorted(self.recent)[-2:]
         place = self.recent.index(highest)
         if not highest > (TIMES_THE_OTHERS if place else TIMES_THE_NEXT) * most > 0:
-            return ""
+            return 0, ""
         told = (f"batch {place + 1}", "the other first ones") if place else ("the first batch", "those after it")
-        return FIRST_WAS_FAR.format(told[0], highest, highest / most, told[1])
+        return place, FAR_FIRST.format(told[0], highest, highest / most, told[1])
+
+    @property
+    def has_risen_at_once(self) -> bool:
+        """Whether nearly all losses so far are far above the first one."""
+        first, *others = self.recent
+        return sorted(others)[:2][-1] > WORSE * first > 0
 
     @property
     def level(self) -> float:

@@ -280,11 +280,10 @@ class RecoveryController:
             if len(progress.first) < EARLY_UPDATES:
                 progress.first.append(loss)
             if progress.start != progress.start:
-                progress.find_start(self.witnesses.first)
-                if far := progress.first_was_far(updates):
-                    self._announcer.warn_once("first batch", far)
+                if self.early.find_start() and not self.is_early:
+                    self.early.doubt_first(())
             # Between two steps, as it may put a state back; several losses may come at once before that.
-            state.is_look_due = state.is_look_due or (is_level_due and self.is_early)
+            state.is_look_due = state.is_look_due or ((is_level_due or self.early.is_first_due) and self.is_early)
         else:
             self.is_early = False
         if self._sentry.watches_level:
@@ -493,6 +492,8 @@ class RecoveryController:
         level, best = lineage.progress.level, None
         if self.experiment.is_open:
             pass
+        elif early.is_first_due and early.doubt_first(self.witnesses.known()) is not None:
+            self._experiment_on(Alarm.FIRST, math.nan)
         elif self.state.early.trial is not None:
             early.end_trial(level)
         elif level == level and (early.are_dying or self.state.early.is_reviving):
@@ -593,7 +594,9 @@ class RecoveryController:
             or (alarm is Alarm.ABOVE and progress.has_jumped),
             is_exact=self.experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
-        self._run(case, investigate(case, self.live), repeat if held else None)
+        steps = investigate(case, self.live)
+        steps = self.early.with_first(case, steps) if alarm in (Alarm.EARLY, Alarm.FIRST) else steps
+        self._run(case, steps, repeat if held else None)
 
     def _run(self, case: Case, steps: Steps, repeat: Repeat | None) -> None:
         """Begin an experiment, and make it at once where probes need no turn of the loop."""
@@ -690,6 +693,9 @@ class RecoveryController:
             self._remedies.calm(finding.tested[0], self._lr)
         elif finding.backup is not None:
             alarm = Alarm.NOT_FINITE if self.live.mended else case.alarm
+            if finding.is_of_first:
+                alarm = Alarm.FIRST
+                self._incidents.change(cause=finding.text)
             self._go_on_from(finding.backup, alarm, is_sudden=case.is_sudden)
         else:
             if finding.verdict in ("healthy", "data"):

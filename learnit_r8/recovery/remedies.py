@@ -38,6 +38,7 @@ _REASONS = {
     Alarm.REGRESS: "much of the progress was lost",
     Alarm.ABOVE: "losses rose far above those of the untrained model",
     Alarm.END: "the last losses were unusual",
+    Alarm.FIRST: "a batch of the first steps was bad",
 }
 
 
@@ -234,7 +235,7 @@ class Remedies:
         elif not (is_early or (is_relapse and is_calm and limit.is_share)):
             lineage.num_lowered = 0
             limit.restored()
-        is_too_large = is_tested and alarm is not Alarm.NOT_FINITE
+        is_too_large = is_tested and alarm not in (Alarm.NOT_FINITE, Alarm.FIRST)
         if is_too_large or why:
             self._state.norms.begin(step)
         if is_too_large and undone:

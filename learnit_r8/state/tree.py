@@ -388,12 +388,13 @@ def growth(state: Any, backup: Any) -> dict[str, float]:
 
 
 def peaks(state: Any, roots: Collection[str]) -> dict[str, float]:
-    """The largest absolute value in each float array of those parts of a state, by dotted key.
+    """The largest absolute value in each float array of those parts of a state, or of all, by dotted key.
 
     >>> peaks({"model": {"w": np.array([1.0, -3.0]), "seen": np.ones(2, int)}, "optimizer": np.ones(1)}, {"model"})
     {'model.w': 3.0}
     """
-    found = [(key, leaf) for key, leaf in leaves(state) if key.split(".")[0] in roots and hasattr(leaf, "shape")]
+    parts = [each for each in leaves(state) if not roots or each[0].split(".")[0] in roots]
+    found = [(key, leaf) for key, leaf in parts if hasattr(leaf, "shape")]
     floats = [(key, array) for key, leaf in found for array in _floats_of(leaf) if math.prod(array.shape)]
     return {key: float(abs(array).max()) for key, array in floats}
 

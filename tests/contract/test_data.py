@@ -52,7 +52,17 @@ def test_nan_batch(column):
 @rule()
 def test_huge_batch(column):
     """Batches of inputs 1e4 times as large cost those batches, wherever they stand."""
-    cases = {name: Case(batch_faults=dict.fromkeys(at, HUGE), activation="relu") for name, at in PLACES.items()}
+    places = PLACES | {"start of the run": (0,)}
+    cases = {name: Case(batch_faults=dict.fromkeys(at, HUGE), activation="relu") for name, at in places.items()}
+
+    assert by_case(column, cases) == {}
+
+
+@pytest.mark.slow
+@rule()
+def test_huge_early_batch(column):
+    """So do those soon after the start, before eight losses are known, which tell what is usual."""
+    cases = {str(at): Case(batch_faults={at: HUGE}, activation="relu") for at in (1, 2, 5, 9)}
 
     assert by_case(column, cases) == {}
 
