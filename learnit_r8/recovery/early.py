@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -48,10 +48,13 @@ UNTESTED_FIRST = (
 )
 
 GROWN, RISEN, FALLEN = (
-    "one of the first batches: weights have grown tenfold since", "one of the first batches: losses are far higher since",
+    "one of the first batches: weights have grown tenfold since",
+    "one of the first batches: losses are far higher since",
     "the first batch: its loss is far above others, and one since then is as high",
 )  # fmt: skip
 """Where a bad batch among the first ones may be, and why, beside `progress.FAR_FIRST`."""
+
+Doubt: TypeAlias = tuple[Backup, Backup, float, str]
 
 UPDATES_LOOKED_AT, LARGE_UPDATE, USUAL_BATCH = 8, 0.09, 32
 """Updates that are looked at before that, and the share by which they must have changed the losses of their own batches
@@ -194,7 +197,7 @@ class FirstSteps:
         self.is_first_due = len(progress.recent) == self._lineage.updates >= FIRST
         return self.is_first_due
 
-    def doubt_first(self, known: Sequence[Backup], *, is_alarm: bool = False) -> tuple[Backup, Backup, float, str] | None:
+    def doubt_first(self, known: Sequence[Backup], *, is_alarm: bool = False) -> Doubt | None:
         """See whether one of the first batches may have been bad; where that cannot be tested, it is said.
 
         Args:
@@ -202,7 +205,8 @@ class FirstSteps:
             is_alarm: Whether one of the first losses has raised the alarm.
 
         Returns:
-            The arguments of `draw_with_first`; None if there is no doubt.
+            A later batch, the backup from before the first one, a high loss, and where the bad one is, in words; None
+            if there is no doubt.
         """
         progress, live, losses = self._lineage.progress, self._live, list(self._lineage.progress.recent)
         self.is_first_due = False
@@ -210,7 +214,7 @@ class FirstSteps:
             return None
         place, text = progress.far_first()
         before = next((each for each in reversed(known) if each.updates <= place and each.can_be_put), None)
-        later = next((each for each in reversed(known) if each.updates > place and each.is_closed), None)
+        later = next((each for each in reversed(known) if each.updates > place and each.is_closed), self._early.last)
         if before is None or later is None or not live.can_restore or live.persistence.agreement.ranks is not None:
             if text:
                 self._announcer.warn_once("first batch", UNTESTED_FIRST.format(text))
@@ -222,7 +226,7 @@ class FirstSteps:
         return (later, before, max(later.record, losses[place]), where) if where else None
 
     def with_first(self, case: Case, steps: Steps) -> Steps:
-        """The test of whether one of the first batches was bad, if there is a doubt; what else there is comes after it."""
+        """The test of whether one of the first batches was bad, if there is a doubt; what is to be done comes after."""
         steps = end_healthy() if case.alarm is Alarm.FIRST else steps
         doubt = self.doubt_first(case.known, is_alarm=case.alarm is Alarm.EARLY)
         return steps if doubt is None else draw_with_first(*doubt, model=self._live, then=steps)

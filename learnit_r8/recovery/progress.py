@@ -152,7 +152,7 @@ class Progress(SavedFields):
             self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
 
     def far_first(self) -> tuple[int, str]:
-        """The place of one of the first losses that is far above all others so far, and that in words; "" if none is."""
+        """The place of one of the first losses that is far above all others, and that in words; "" if none is."""
         most, highest = sorted(self.recent)[-2:]
         place = self.recent.index(highest)
         if not highest > (TIMES_THE_OTHERS if place else TIMES_THE_NEXT) * most > 0:

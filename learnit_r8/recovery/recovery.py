@@ -164,7 +164,8 @@ class RecoveryController:
     @property
     def wants_witness(self) -> bool:
         """Whether weights may be tested later with the batch that is trained on next."""
-        backups, is_measured = self._persistence.backup.backups, self.is_early and self._sentry.tests_progress
+        backups, is_first = self._persistence.backup.backups, self.lineage.updates < FIRST
+        is_measured = self.is_early and (self._sentry.tests_progress or is_first)
         awaits = self.witnesses.waiting is not None or bool(backups and not backups[-1].is_closed)
         # Another explosion is likely soon after one.
         exploded_at = self.lineage.explosions.exploded_at
@@ -279,9 +280,8 @@ class RecoveryController:
         if updates <= START_UPDATES:
             if len(progress.first) < EARLY_UPDATES:
                 progress.first.append(loss)
-            if progress.start != progress.start:
-                if self.early.find_start() and not self.is_early:
-                    self.early.doubt_first(())
+            if progress.start != progress.start and self.early.find_start() and not self.is_early:
+                self.early.doubt_first(())
             # Between two steps, as it may put a state back; several losses may come at once before that.
             state.is_look_due = state.is_look_due or ((is_level_due or self.early.is_first_due) and self.is_early)
         else:

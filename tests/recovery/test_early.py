@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from learnit_r8 import R8Scheduler, Verdict
+from learnit_r8 import R8Scheduler, RateShape, Verdict, events
 from learnit_r8.recovery.early import are_large
+from learnit_r8.testing import record_events
 from tests.drive import Weights, make
+from tests.softmax import SoftmaxRegression
 
 LOSSES = np.array([1.0, 1.2, 0.9, 1.1, 1.0, 0.8, 1.3, 1.0])
 
@@ -72,3 +74,67 @@ def test_one_high_loss_of_a_small_batch_may_be_noise(size, losses, refused):
     verdicts = [r8.report(r8.draw(), loss).verdict for loss in losses]
 
     assert [place for place, verdict in enumerate(verdicts) if verdict is Verdict.EARLY] == refused
+
+
+def fit_line(listener, *, is_own, has_model=True):
+    """Fit a line through 0, from a weight that is far off; nearly all of that is gone with the first step."""
+    weights, rng = {"w": np.full(4, 1e4)}, np.random.default_rng(0)
+    batches = {"num_steps": 40, "scheduler_mode": "keep"}
+    if not is_own:
+        rate = RateShape("constant", warmup_steps=0)
+        batches = {"num_samples": 1280, "batch_size": 32, "num_epochs": 1, "initial_lr": 0.99, "scheduler_mode": rate}
+    model = {"state_callback": lambda: weights, "load_callback": lambda backup: weights.update(backup)}
+    r8 = R8Scheduler(**batches, **(model if has_model else {}), listeners=[listener], handle_signals=False)
+    for _ in r8.epoch_iterator():
+        for _ in r8.batches(range(40)) if is_own else r8.batch_iterator():
+            x = np.linalg.qr(rng.normal(size=(32, 4)))[0]
+            error = x @ weights["w"]
+            if r8.update_with_loss(np.mean(error**2)):
+                weights["w"] = weights["w"] - 0.99 * x.T @ error
+    r8.close()
+    return weights["w"]
+
+
+@pytest.mark.parametrize("is_own", [False, True], ids=["planned", "own"])
+def test_a_first_loss_that_is_high_by_right_restores_nothing(is_own):
+    """The untrained weights are far off on any batch: a later one, drawn again with them, says so."""
+    heard = record_events()
+    weights = fit_line(heard, is_own=is_own)
+
+    [probe] = heard.of(events.Probed)
+    assert (probe.reason, probe.is_present) == ("first batches", False)
+    assert probe.loss > 1e6
+    assert not heard.of(events.RolledBack, events.BatchRefused)
+    assert np.abs(weights).max() < 1e-9
+
+
+def test_a_far_first_loss_is_said_where_nothing_can_be_put_back():
+    with pytest.warns(RuntimeWarning, match="the loss of the first batch .* Nothing was tested, and nothing changed"):
+        fit_line(record_events(), is_own=True, has_model=False)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_bad_first_batch_is_undone(seed):
+    """Its loss has nothing before it to be compared with, and the weights that it has ruined suit it."""
+    model, rng = SoftmaxRegression(), np.random.default_rng(seed)
+    x = rng.normal(size=(1000, 16))
+    model.y, model.weights = (x @ rng.normal(size=(16, 5))).argmax(axis=1), np.zeros((17, 5))
+    r8 = R8Scheduler(
+        1000, batch_size=32, num_epochs=4, initial_lr=0.3, state_callback=model.get, load_callback=model.load,
+        handle_signals=False, seed=seed,
+    )  # fmt: skip
+
+    def train(first=None):
+        for _ in r8.epoch_iterator():
+            for indices, lr in r8.batch_iterator():
+                first = indices.copy() if first is None else first
+                model.x = x * 1e4 if np.array_equal(indices, first) else x
+                if r8.update_with_loss(model.forward(indices)):
+                    model.step(lr)
+
+    with pytest.warns(RuntimeWarning, match="a batch of the first steps was bad: .* restored to step 0"):
+        train()
+    model.x = x
+
+    assert r8.lr_factor == 1.0
+    assert model.accuracy > 0.85
