@@ -48,7 +48,7 @@ UNTESTED_FIRST = (
 )
 
 GROWN, RISEN, FALLEN = (
-    "one of the first batches: weights have grown tenfold since",
+    "one of the first batches: weights have grown a hundredfold since",
     "one of the first batches: losses are far higher since",
     "the first batch: its loss is far above others, and one since then is as high",
 )  # fmt: skip

@@ -39,6 +39,9 @@ LEAST_GROWTH = 10.0
 """How many times as large weights are, at least, that make a variance 1,000 times as large; usual ones grow by less
 from one backup to the next, but for those that are next to nothing at first."""
 
+FAR_GROWN = 100.0
+"""The same for those that a first batch may have ruined: at rates too high they grow tenfold in eight steps."""
+
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
 
@@ -202,7 +205,7 @@ class LiveModel:
     def has_outgrown(self, backup: Backup) -> bool:
         """Whether weights are far larger than any were in a backup."""
         get = self.persistence.callbacks.state
-        return get is not None and backup.state is not None and bool(outgrown(get(), backup.state))
+        return get is not None and backup.state is not None and bool(outgrown(get(), backup.state, least=FAR_GROWN))
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
@@ -367,20 +370,21 @@ def repair(state: Any, backup: Any, meant: Collection[str] = (), ruined: Collect
     return (map_leaves(repaired, state) if broken else state), broken
 
 
-def outgrown(state: Any, backup: Any, roots: Collection[str] = ()) -> str:
-    """An array of numbers other than 0 that has grown tenfold, and beyond all others; "" if none has.
+def outgrown(state: Any, backup: Any, roots: Collection[str] = (), *, least: float = LEAST_GROWTH) -> str:
+    """An array of numbers other than 0 that has grown by far, and beyond all others; "" if none has.
 
     Args:
         state: A live state.
         backup: An earlier one.
         roots: The parts of it that count; all if there are none.
+        least: How many times as large it is, at least.
     """
     now, then = (
         {key: each for key, each in peaks(one, roots).items() if "mean" not in key and "var" not in key}
         for one in (state, backup)
     )
     most = max(then.values(), default=0.0)
-    return next((key for key, each in now.items() if each > max(most, LEAST_GROWTH * (then.get(key) or math.inf))), "")
+    return next((key for key, each in now.items() if each > max(most, least * (then.get(key) or math.inf))), "")
 
 
 class Witnesses:
