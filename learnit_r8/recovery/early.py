@@ -205,7 +205,7 @@ class FirstSteps:
             is_alarm: Whether one of the first losses has raised the alarm.
 
         Returns:
-            A later batch, the backup from before the first one, a high loss, and where the bad one is, in words; None
+            Another batch, the backup from before the first one, a high loss, and where the bad one is, in words; None
             if there is no doubt.
         """
         progress, live, losses = self._lineage.progress, self._live, list(self._lineage.progress.recent)
@@ -214,8 +214,9 @@ class FirstSteps:
             return None
         place, text = progress.far_first()
         before = next((each for each in reversed(known) if each.updates <= place and each.can_be_put), None)
-        later = next((each for each in reversed(known) if each.updates > place and each.is_closed), self._early.last)
-        if before is None or later is None or not live.can_restore or live.persistence.agreement.ranks is not None:
+        last, has_other = self._early.last, lambda each: each.updates != place and each.is_closed
+        other = next(filter(has_other, reversed(known)), None if last is None or last.updates == place + 1 else last)
+        if before is None or other is None or not live.can_restore or live.persistence.agreement.ranks is not None:
             if text:
                 self._announcer.warn_once("first batch", UNTESTED_FIRST.format(text))
             return None
@@ -223,7 +224,7 @@ class FirstSteps:
         where = where or (GROWN if live.has_outgrown(before) else "")
         if not where and is_alarm and min(losses) * WORSE <= losses[0]:
             where = FALLEN
-        return (later, before, max(later.record, losses[place]), where) if where else None
+        return (other, before, max(other.record, losses[place]), where) if where else None
 
     def with_first(self, case: Case, steps: Steps) -> Steps:
         """The test of whether one of the first batches was bad, if there is a doubt; what is to be done comes after."""

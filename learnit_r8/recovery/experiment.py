@@ -250,7 +250,7 @@ def draw_with_first(batch: Backup, before: Backup, high: float, text: str, *, mo
     below a high one, as that of the first batch: then that was bad, and the weights were not.
 
     Args:
-        batch: A later batch.
+        batch: Another batch.
         before: The backup from before the first one.
         high: The high loss.
         text: What was bad, in words.
@@ -284,7 +284,10 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     # Other batches that stand for a probe may all be bad, as those of one rollout are.
     is_doubtful = case.alarm is Alarm.NOT_FINITE and not case.is_exact
     may_be_swollen = is_doubtful or case.alarm is Alarm.SPIKE
+    # A witness may not show it, as where it holds no row of an embedding that was hit.
+    jumped_from = model.find_jump() if case.alarm in (Alarm.SPIKE, Alarm.EARLY) and is_whole else None
     is_sound = is_whole is not False and not is_blind and not (may_be_swollen and model.is_swollen())
+    is_sound = is_sound and jumped_from is None
     if not is_sound:
         # A run that ends before the experiment goes on from what has repeated its record.
         case.of_present.update(dict.fromkeys(reversed(case.known), math.inf))
@@ -295,8 +298,9 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
     known = [each for each in case.known if each.can_be_put]
-    if case.best is not None:
-        known = [each for each in known if each.updates <= case.best.updates]
+    newest_sound = jumped_from if case.best is None else case.best.updates
+    if newest_sound is not None:
+        known = [each for each in known if each.updates <= newest_sound]
     tested: list[Backup] = []
     newest = yield from _find_newest_healthy(case, model, known, tested)
     if newest is not None and is_sound and is_doubtful and model.put_present():

@@ -4,7 +4,6 @@ witnesses of its states: noted as they are trained on, trusted once calm losses 
 from __future__ import annotations
 
 import contextlib
-import math
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +17,7 @@ from ..events.incident import MENDED
 from ..sources.ticket import Ticket
 from ..state import tree
 from ..state.callbacks import call_load
-from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays, peaks
+from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays, outgrown
 from .backups import Backup
 from .policy import RestoreError
 
@@ -41,6 +40,14 @@ from one backup to the next, but for those that are next to nothing at first."""
 
 FAR_GROWN = 100.0
 """The same for those that a first batch may have ruined: at rates too high they grow tenfold in eight steps."""
+
+MOST_SINGLE = 1e-3
+"""Largest share of an array's numbers that a stray write or a fault of the memory is taken to have changed."""
+
+JUMP = (
+    "a stray write or a fault of the memory: in {key!r} {num:,} of {size:,} numbers are up to {peak:.3g}, where none "
+    "was beyond {before:.3g} at step {step}"
+)
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
@@ -88,6 +95,7 @@ class LiveModel:
         failures: Why states could not be restored since `begin`.
         guard: The guard's state in the checkpoint that was restored last; None for a backup.
         mended: What `mend` has replaced in this experiment, in words; "" for nothing.
+        jump: What `find_jump` has found in this experiment, in words, where it was single numbers; else "".
         num_statistics_put: How often `put_statistics` has put some back.
     """
 
@@ -98,7 +106,7 @@ class LiveModel:
         self.step = 0
         self.put_step: int | None = None
         self.current: Backup | None = None
-        self.is_restoring, self.mended, self.num_statistics_put = False, "", 0
+        self.is_restoring, self.mended, self.jump, self.num_statistics_put = False, "", "", 0
         self.failures: list[str] = []
         self.guard: Any = None
 
@@ -117,7 +125,7 @@ class LiveModel:
     def begin(self) -> None:
         """Begin an experiment, or another search for a state to go back to."""
         self.end()
-        self.failures, self.guard, self.mended = [], None, ""
+        self.failures, self.guard, self.mended, self.jump = [], None, "", ""
         if self.persistence.saver is not None:
             # The checkpoint being written may be the one to go back to, or hold weights that are given up.
             self.persistence.saver.wait()
@@ -145,9 +153,9 @@ class LiveModel:
         ruined, backups = variances.ruined, [*reversed(self.persistence.backup.backups)]
         newest = next((each for each in backups if each.state is not None and variances.precede(each.state)), None)
         roots = {"params", *(key.split(".")[0] for key in ruined)}
-        grown = "" if newest is None or get is None else outgrown(get(), newest.state, roots)
-        if grown:
-            self.announcer.warn_once("variance", OF_WEIGHTS.format(next(iter(ruined)), self.step, grown))
+        grown = None if newest is None or get is None else outgrown(get(), newest.state, roots, least=LEAST_GROWTH)
+        if grown is not None:
+            self.announcer.warn_once("variance", OF_WEIGHTS.format(next(iter(ruined)), self.step, grown.key))
         elif newest is not None and get is not None:
             # The backup may not fit.
             with contextlib.suppress(ValueError):
@@ -202,10 +210,32 @@ class LiveModel:
         is_swollen = sum(ratio > SWOLLEN for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
         return bool(self.persistence.agreement.agree("swollen" if is_swollen else ""))
 
+    def find_jump(self) -> int | None:
+        """Updates of the newest backup from which weights have grown by far to the next state; None if they never have.
+
+        The first state does not count, as untrained weights may grow so.
+        """
+        get, found = self.persistence.callbacks.state, ""
+        newer = None if get is None else get()
+        for each in reversed(self.persistence.backup.backups):
+            if newer is None or each.state is None or not each.updates or found:
+                break
+            roots = {key.split(".")[0] for key, _ in leaves(each.state)}
+            grown = outgrown(newer, each.state, {key for key in roots if "opt" not in key}, least=LEAST_GROWTH)
+            if grown is not None:
+                # An update that is too large changes more of them.
+                is_single = grown.num <= max(1, MOST_SINGLE * grown.size)
+                text = JUMP.format(**grown._asdict(), step=each.step) if is_single else ""
+                found = f"{each.updates} {text}"
+            newer = each.state
+        updates, _, self.jump = self.persistence.agreement.agree(found).partition(" ")
+        return int(updates) if updates else None
+
     def has_outgrown(self, backup: Backup) -> bool:
         """Whether weights are far larger than any were in a backup."""
         get = self.persistence.callbacks.state
-        return get is not None and backup.state is not None and bool(outgrown(get(), backup.state, least=FAR_GROWN))
+        state = None if get is None or backup.state is None else get()
+        return state is not None and outgrown(state, backup.state, least=FAR_GROWN) is not None
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
@@ -368,23 +398,6 @@ def repair(state: Any, backup: Any, meant: Collection[str] = (), ruined: Collect
         return clone(other)
 
     return (map_leaves(repaired, state) if broken else state), broken
-
-
-def outgrown(state: Any, backup: Any, roots: Collection[str] = (), *, least: float = LEAST_GROWTH) -> str:
-    """An array of numbers other than 0 that has grown by far, and beyond all others; "" if none has.
-
-    Args:
-        state: A live state.
-        backup: An earlier one.
-        roots: The parts of it that count; all if there are none.
-        least: How many times as large it is, at least.
-    """
-    now, then = (
-        {key: each for key, each in peaks(one, roots).items() if "mean" not in key and "var" not in key}
-        for one in (state, backup)
-    )
-    most = max(then.values(), default=0.0)
-    return next((key for key, each in now.items() if each > max(most, least * (then.get(key) or math.inf))), "")
 
 
 class Witnesses:

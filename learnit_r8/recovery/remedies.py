@@ -16,7 +16,7 @@ from ..events.incident import Incident
 from ..guard.monitor import Sentry
 from ..table.table import SampleTable
 from .backups import Backup, median_of
-from .cause import INPUT, UNSEEN, UPDATE
+from .cause import INPUT, UNSEEN, UPDATE, WEIGHT
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
 from .progress import CALM, EARLY_UPDATES
@@ -126,7 +126,10 @@ class Remedies:
     def go_on(self, case: Case, finding: Finding) -> None:
         """Go on with the weights as they are; raises RestoreError if none could be put back."""
         step, incidents = self._live.step, self._state.incidents
-        if finding.verdict in ("healthy", "data"):
+        if case.alarm is Alarm.FIRST:
+            # No loss has raised an alarm.
+            self._live.raise_failures()
+        elif finding.verdict in ("healthy", "data"):
             if case.alarm is Alarm.SPIKE and not self._live.mended:
                 self._name_cause("the batch itself, as the weights are healthy", INPUT)
             lineage = self._state.lineage
@@ -174,8 +177,13 @@ class Remedies:
     def _name_cause(self, cause: str, fault: str) -> None:
         """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""
         incident = self._state.incidents.current
-        if incident is not None and UNSEEN in incident.cause:
-            text = incident.cause.replace(UNSEEN, f"probably {cause}; ")
+        head, seen, rest = ("", "", "") if incident is None else incident.cause.partition(UNSEEN)
+        if incident is not None and fault == WEIGHT and not seen:
+            # By how far they have moved it looks like an update that was too large.
+            head, seen, rest = incident.cause.partition("probably the updates since")
+            rest = rest.partition("; ")[2]
+        if seen:
+            text = f"{head}probably {cause}; {rest}"
             self._state.incidents.change(cause=text)
             self._announcer.tell(events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False)
 
@@ -235,10 +243,12 @@ class Remedies:
         elif not (is_early or (is_relapse and is_calm and limit.is_share)):
             lineage.num_lowered = 0
             limit.restored()
-        is_too_large = is_tested and alarm not in (Alarm.NOT_FINITE, Alarm.FIRST)
+        is_too_large = is_tested and alarm not in (Alarm.NOT_FINITE, Alarm.FIRST) and not self._live.jump
         if is_too_large or why:
             self._state.norms.begin(step)
-        if is_too_large and undone:
+        if self._live.jump:
+            self._name_cause(self._live.jump, WEIGHT)
+        elif is_too_large and undone:
             self._name_cause(TOO_LARGE_SINCE.format(backup.step), UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
         incident = self._state.incidents.current
@@ -261,7 +271,8 @@ class Remedies:
             # The initial state: nothing was known of its losses.
             self._sentry.forget()
         lineage.progress.went_back(backup.recent, backup.updates)
-        lineage.begin(backup, max(LEAST_TRIAL, 2 * undone), was_calm=is_calm)
+        # A bad batch among the first ones says nothing of the weights before it, nor of the rate.
+        lineage.begin(backup, 0 if alarm is Alarm.FIRST else max(LEAST_TRIAL, 2 * undone), was_calm=is_calm)
         return not (is_relapse or is_early)
 
     def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:

@@ -387,16 +387,54 @@ def growth(state: Any, backup: Any) -> dict[str, float]:
     return {key: new / old for key, (new, old) in sizes.items() if old > 0}
 
 
-def peaks(state: Any, roots: Collection[str]) -> dict[str, float]:
-    """The largest absolute value in each float array of those parts of a state, or of all, by dotted key.
+class Grown(NamedTuple):
+    """An array with numbers that are far larger than any were before.
 
-    >>> peaks({"model": {"w": np.array([1.0, -3.0]), "seen": np.ones(2, int)}, "optimizer": np.ones(1)}, {"model"})
-    {'model.w': 3.0}
+    Attributes:
+        key: Its dotted key.
+        num: How many of them there are.
+        size: Of so many.
+        peak: The largest absolute value.
+        before: That in the backup.
     """
-    parts = [each for each in leaves(state) if not roots or each[0].split(".")[0] in roots]
-    found = [(key, leaf) for key, leaf in parts if hasattr(leaf, "shape")]
-    floats = [(key, array) for key, leaf in found for array in _floats_of(leaf) if math.prod(array.shape)]
-    return {key: float(abs(array).max()) for key, array in floats}
+
+    key: str
+    num: int
+    size: int
+    peak: float
+    before: float
+
+
+def outgrown(state: Any, backup: Any, roots: Collection[str] = (), *, least: float) -> Grown | None:
+    """The first array of weights that has grown by far since a backup, and beyond all others there; None if none has.
+
+    Args:
+        state: A live state.
+        backup: An earlier one.
+        roots: The parts of it that count; all if there are none. Statistics never do, nor does what was all 0.
+        least: How many times as large it is, at least.
+
+    >>> outgrown({"w": np.array([0.1, 30.0]), "b": np.ones(1)}, {"w": np.array([0.1, 0.2]), "b": np.ones(1)}, least=10)
+    Grown(key='w', num=1, size=2, peak=30.0, before=0.2)
+    """
+    now, then = (
+        {
+            key: array
+            for key, leaf in leaves(each)
+            if hasattr(leaf, "shape") and (not roots or key.split(".")[0] in roots)
+            for array in _floats_of(leaf)
+            if math.prod(array.shape) and "mean" not in key and "var" not in key
+        }
+        for each in (state, backup)
+    )
+    before = {key: float(abs(array).max()) for key, array in then.items()}
+    highest = max(before.values(), default=0.0)
+    for key, array in now.items():
+        limit = max(highest, least * before.get(key, 0.0))
+        if before.get(key) and float(abs(array).max()) > limit:
+            num, size = int((abs(array) > limit).sum()), math.prod(array.shape)
+            return Grown(key, num, size, float(abs(array).max()), before[key])
+    return None
 
 
 def _mean(array: Any) -> Any:

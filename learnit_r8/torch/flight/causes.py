@@ -469,6 +469,9 @@ class Case:
         seen = "all that the model returns for the batch is finite; without run_batch= its loss was not tested"
         for step, state in self._backups:
             moved = compare(self._model, self._optimizer, state, max(1, self._refusal.step - step))
+            if moved.alone is not None and moved.alone.is_within_reach is False:
+                text = f"{moved.alone.what} {moved.alone.change}"
+                return self._end(Finding(WEIGHT, text, where=moved.alone.name), rest=(seen,))
             if moved.share > LARGE_CHANGE and moved.many >= MANY:
                 text = f"the updates since step {step:,} were too large: they have moved the weights by "
                 return self._end(Finding(UPDATE, f"{text}{of_length(moved.share)} their length"), rest=(seen,))
