@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from learnit_r8 import R8Scheduler, events
 from learnit_r8.recovery.agreement import Agreement
 from learnit_r8.recovery.backups import Backup
 from learnit_r8.testing import record_events
@@ -70,3 +71,31 @@ def test_checkpoint_is_put_back_with_the_guards_state(tmp_path):
     assert persistence.name_of(kept) == saved.path.name
     assert model.values.tolist() == [0, 0]
     assert live.guard["num_refused"] == 0
+
+
+def test_a_weight_that_no_witness_holds_is_put_back():
+    """A loss far too high, from a row of a table that other batches do not use: what has grown alone tells it."""
+    rng, heard = np.random.default_rng(0), record_events()
+    table, goal, rows = {"rows": np.full(50, 0.1)}, rng.normal(size=50), rng.integers(1, 50, (400, 16))
+    rows[[100, 200, 223], 0] = 0
+    r8 = R8Scheduler(
+        num_steps=400, scheduler_mode="keep", state_callback=lambda: table, load_callback=table.update,
+        listeners=[heard], handle_signals=False, backup_every=10,
+    )  # fmt: skip
+
+    def train():
+        for number in r8.batches(range(400)):
+            if number == 205:
+                table["rows"] = np.where(np.arange(50) == 0, 1e3, table["rows"])
+            errors = table["rows"][rows[number]] - goal[rows[number]] + 0.1 * rng.normal(size=16)
+            if r8.update_with_loss(np.mean(errors**2)):
+                table["rows"] = table["rows"].copy()
+                np.subtract.at(table["rows"], rows[number], 0.3 * errors)
+
+    with pytest.warns(RuntimeWarning, match="a stray write or a fault of the memory: in 'rows' 1 of 50 numbers are up"):
+        train()
+    r8.close()
+
+    [restored] = heard.of(events.RolledBack)
+    assert restored.to_step <= 205
+    assert table["rows"].max() < 4
