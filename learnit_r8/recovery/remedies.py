@@ -267,9 +267,16 @@ class Remedies:
         if why:
             advice = self._live.persistence.callbacks.advice
             self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
+        self._put_record_back(backup, lr)
+        # A bad batch among the first ones says nothing of the weights before it, nor of the rate.
+        lineage.begin(backup, 0 if alarm is Alarm.FIRST else max(LEAST_TRIAL, 2 * undone), was_calm=is_calm)
+        return not (is_relapse or is_early)
+
+    def _put_record_back(self, backup: Backup, lr: float) -> None:
+        """Put back what the losses before a backup tell, and forget the states of the weights that were given up."""
         self._witnesses.went_back(backup)
         if self._live.persistence.store is not None:
-            self._live.persistence.store.mark_abandoned(backup.step, step)
+            self._live.persistence.store.mark_abandoned(backup.step, self._live.step)
         if backup.moment is not None:
             # Unless losses had another meaning then.
             if backup.moment.baseline == self._sentry.baseline:
@@ -280,15 +287,14 @@ class Remedies:
         elif backup.is_of_file:
             # The initial state: nothing was known of its losses.
             self._sentry.forget()
-        lineage.progress.went_back(backup.recent, backup.updates)
-        # A bad batch among the first ones says nothing of the weights before it, nor of the rate.
-        lineage.begin(backup, 0 if alarm is Alarm.FIRST else max(LEAST_TRIAL, 2 * undone), was_calm=is_calm)
-        return not (is_relapse or is_early)
+        self._state.lineage.progress.went_back(backup.recent, backup.updates)
 
     def _tell_restored(self, backup: Backup, alarm: Alarm, undone: int, why: str, *, is_tested: bool) -> None:
         limit, incidents, norms = self._state.limit, self._state.incidents, self._state.norms
         self._announcer.tell(events.RolledBack, to_step=backup.step, source=self._live.persistence.name_of(backup))
         found = "the weights were damaged" if is_tested else "no test of the weights could be made"
+        if alarm is Alarm.FIRST:
+            found = "another one is as usual with the weights from before it"
         back = f"{undone} batch{'es' * (undone != 1)} back" if undone else "with no good update since then"
         what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {back}"
         what += f"; {why}" if why else ""
