@@ -193,10 +193,6 @@ class Case:
         return int(np.clip(math.ceil(math.log(CHANCE) / math.log(share)), 2, most))
 
 
-NO_CASE, NO_BACKUP = Case(Alarm.END), Backup(0, 0)
-"""What an experiment is given, and asks for, where there is none."""
-
-
 class Finding(NamedTuple):
     """What an experiment has found.
 
@@ -509,7 +505,7 @@ class ExperimentRun:
     def end(self) -> None:
         """Drop the experiment."""
         self._steps: Steps | None = None
-        self.asked, self.case = NO_BACKUP, NO_CASE
+        self.asked, self.case = Backup(0, 0), Case(Alarm.END)
         self._losses: list[float] = []
         self.chunk: Any = None
         self._generators: Any = None
