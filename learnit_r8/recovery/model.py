@@ -45,8 +45,8 @@ MOST_SINGLE = 1e-3
 """Largest share of an array's numbers that a stray write or a fault of the memory is taken to have changed."""
 
 JUMP = (
-    "a stray write or a fault of the memory: in {key!r} {num:,} of {size:,} numbers are up to {peak:.3g}, where none "
-    "was beyond {before:.3g} at step {step}"
+    "a stray write or a fault of the memory: {key!r} reaches {peak:.3g} (in {num:,} of {size:,} numbers), and was "
+    "nowhere beyond {before:.3g} at step {step:,}"
 )
 
 MOST_MENDED = 0.5
