@@ -48,8 +48,8 @@ UNTESTED_FIRST = (
 )
 
 GROWN, RISEN, FALLEN = (
-    "one of the first batches: weights have grown a hundredfold since",
-    "one of the first batches: losses are far higher since",
+    "one of the first batches, or with a rate that is too high: weights have grown a hundredfold since",
+    "one of the first batches, or with a rate that is too high: losses are far higher since",
     "the first batch: its loss is far above others, and one since then is as high",
 )  # fmt: skip
 """Where a bad batch among the first ones may be, and why, beside `progress.FAR_FIRST`."""
@@ -209,8 +209,8 @@ class FirstSteps:
             if there is no doubt.
         """
         progress, live, losses = self._lineage.progress, self._live, list(self._lineage.progress.recent)
-        self.is_first_due = False
-        if not 1 < len(losses) == self._lineage.updates < 2 * FIRST or self._state.incidents.num_restored:
+        is_due, self.is_first_due = self.is_first_due or len(losses) <= FIRST, False
+        if not (is_due and 1 < len(losses) == self._lineage.updates) or self._state.incidents.num_restored:
             return None
         place, text = progress.far_first()
         before = next((each for each in reversed(known) if each.updates <= place and each.can_be_put), None)
@@ -220,7 +220,9 @@ class FirstSteps:
             if text:
                 self._announcer.warn_once("first batch", UNTESTED_FIRST.format(text))
             return None
-        where = f"batch {place + 1}: {text}" if text else RISEN if progress.has_risen_at_once else ""
+        # Where batches and rates are the user's own, a level above the untrained model's is looked into in any case.
+        is_watched = not self._sentry.tests_progress or self._early.size < SMALL_BATCH
+        where = f"batch {place + 1}: {text}" if text else RISEN if progress.has_risen(by_far=is_watched) else ""
         where = where or (GROWN if live.has_outgrown(before) else "")
         if not where and is_alarm and min(losses) * WORSE <= losses[0]:
             where = FALLEN

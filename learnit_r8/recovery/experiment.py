@@ -280,21 +280,22 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     # Other batches that stand for a probe may all be bad, as those of one rollout are.
     is_doubtful = case.alarm is Alarm.NOT_FINITE and not case.is_exact
     may_be_swollen = is_doubtful or case.alarm is Alarm.SPIKE
-    # A witness may not show it, as where it holds no row of an embedding that was hit.
-    jumped_from = model.find_jump() if case.alarm in (Alarm.SPIKE, Alarm.EARLY) and is_whole else None
     is_sound = is_whole is not False and not is_blind and not (may_be_swollen and model.is_swollen())
-    is_sound = is_sound and jumped_from is None
     if not is_sound:
         # A run that ends before the experiment goes on from what has repeated its record.
         case.of_present.update(dict.fromkeys(reversed(case.known), math.inf))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
+    newest_sound = None if case.best is None else case.best.updates
     if not rise:
-        return Finding("healthy", f"the weights are healthy: {case.present_text}")
+        # A witness may not show it, as where it holds no row of an embedding that was hit.
+        newest_sound = model.find_jump() if case.alarm in (Alarm.SPIKE, Alarm.EARLY) else None
+        if newest_sound is None:
+            return Finding("healthy", f"the weights are healthy: {case.present_text}")
+        rise = math.inf
     has_present = model.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
     known = [each for each in case.known if each.can_be_put]
-    newest_sound = jumped_from if case.best is None else case.best.updates
     if newest_sound is not None:
         known = [each for each in known if each.updates <= newest_sound]
     tested: list[Backup] = []

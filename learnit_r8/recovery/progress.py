@@ -143,6 +143,11 @@ class Progress(SavedFields):
         if first is not None and math.isfinite(first.record):
             self.record = first.record
 
+    def note_untrained(self, backup: Backup, loss: float) -> None:
+        """Keep a loss that a backup has, if it is the untrained model; the first losses are of ruined weights."""
+        if not backup.updates:
+            self.start = self.untrained = self.record = loss
+
     def find_start(self, first: Backup | None) -> None:
         """Find the level that the run begins with, once enough losses are known; ``first`` as for `note_record`."""
         self.note_record(first)
@@ -160,11 +165,10 @@ class Progress(SavedFields):
         told = (f"batch {place + 1}", "the other first ones") if place else ("the first batch", "those after it")
         return place, FAR_FIRST.format(told[0], highest, highest / most, told[1])
 
-    @property
-    def has_risen_at_once(self) -> bool:
-        """Whether nearly all losses so far are far above the first one."""
+    def has_risen(self, *, by_far: bool) -> bool:
+        """Whether nearly all losses so far are above the first one, by far or by less."""
         first, *others = self.recent
-        return sorted(others)[:2][-1] > WORSE * first > 0
+        return sorted(others)[:2][-1] > (TIMES_THE_OTHERS if by_far else WORSE) * first > 0
 
     @property
     def level(self) -> float:

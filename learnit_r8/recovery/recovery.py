@@ -696,6 +696,7 @@ class RecoveryController:
             if finding.is_of_first:
                 alarm = Alarm.FIRST
                 self._incidents.change(cause=finding.text)
+                self.lineage.progress.note_untrained(finding.backup, finding.tested[0].replayed)
             self._go_on_from(finding.backup, alarm, is_sudden=case.is_sudden)
         else:
             if finding.verdict in ("healthy", "data"):

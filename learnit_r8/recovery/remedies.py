@@ -38,7 +38,7 @@ _REASONS = {
     Alarm.REGRESS: "much of the progress was lost",
     Alarm.ABOVE: "losses rose far above those of the untrained model",
     Alarm.END: "the last losses were unusual",
-    Alarm.FIRST: "a batch of the first steps was bad",
+    Alarm.FIRST: "the first steps went wrong",
 }
 
 
@@ -294,7 +294,7 @@ class Remedies:
         self._announcer.tell(events.RolledBack, to_step=backup.step, source=self._live.persistence.name_of(backup))
         found = "the weights were damaged" if is_tested else "no test of the weights could be made"
         if alarm is Alarm.FIRST:
-            found = "another one is as usual with the weights from before it"
+            found = "a batch has a far lower loss with the weights from before"
         back = f"{undone} batch{'es' * (undone != 1)} back" if undone else "with no good update since then"
         what = f"{_REASONS[alarm]}: {found}, restored to step {backup.step}, {back}"
         what += f"; {why}" if why else ""

@@ -132,7 +132,7 @@ def test_a_bad_first_batch_is_undone(seed):
                 if r8.update_with_loss(model.forward(indices)):
                     model.step(lr)
 
-    with pytest.warns(RuntimeWarning, match="a batch of the first steps was bad: .* restored to step 0"):
+    with pytest.warns(RuntimeWarning, match="the first steps went wrong: .* restored to step 0"):
         train()
     model.x = x
 
