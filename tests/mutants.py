@@ -164,7 +164,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_early.py -k by_right", "the first steps of a healthy run are undone"),
     ("recovery/progress.py", "return sorted(others)[:2][-1] > (", "return False and 1 > (",
      "recovery/test_early.py -k undone", "weights that a first batch has ruined suit that, and pass as healthy"),
-    ("recovery/experiment.py", "model.find_jump() if case.alarm in (Alarm.SPIKE, Alarm.EARLY) else None", "None",
+    ("recovery/experiment.py", "is_later or not rise", "False",
      "recovery/test_restore.py -k no_witness", "a weight that no witness shows stays damaged"),
     ("recovery/early.py", "math.sqrt(USUAL_BATCH / size)", "math.sqrt(size / USUAL_BATCH)",
      "recovery/test_early.py", "a rate that is too high is not noticed with small batches"),

@@ -285,21 +285,22 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         # A run that ends before the experiment goes on from what has repeated its record.
         case.of_present.update(dict.fromkeys(reversed(case.known), math.inf))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
-    newest_sound = None if case.best is None else case.best.updates
-    if not rise:
-        # A witness may not show it, as where it holds no row of an embedding that was hit.
-        newest_sound = model.find_jump() if case.alarm in (Alarm.SPIKE, Alarm.EARLY) else None
-        if newest_sound is None:
-            return Finding("healthy", f"the weights are healthy: {case.present_text}")
-        rise = math.inf
+    jumped_from = model.find_jump() if is_sound and case.alarm in (Alarm.SPIKE, Alarm.EARLY) else None
+    if not rise and jumped_from is None:
+        return Finding("healthy", f"the weights are healthy: {case.present_text}")
     has_present = model.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
     known = [each for each in case.known if each.can_be_put]
-    if newest_sound is not None:
-        known = [each for each in known if each.updates <= newest_sound]
+    if case.best is not None:
+        known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
-    newest = yield from _find_newest_healthy(case, model, known, tested)
+    newest = (yield from _find_newest_healthy(case, model, known, tested)) if rise else None
+    is_later = newest is not None and newest.updates > (jumped_from or 0) and not newest.is_on_disk
+    if jumped_from is not None and (is_later or not rise):
+        # A witness may not show it, as where it holds no row of an embedding that was hit.
+        rise, known = math.inf, [each for each in known if each.updates <= jumped_from]
+        newest = yield from _find_newest_healthy(case, model, known, tested)
     if newest is not None and is_sound and is_doubtful and model.put_present():
         loss = case.of_present[newest] = yield from _draw(case, newest)
         if math.isfinite(loss):

@@ -177,23 +177,14 @@ class Remedies:
     def _name_cause(self, cause: str, fault: str) -> None:
         """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""
         incident = self._state.incidents.current
-        if incident is not None and UNSEEN in incident.cause:
-            self._change_cause(incident.cause.replace(UNSEEN, f"probably {cause}; "), fault)
-
-    def _name_jump(self) -> None:
-        """Say which numbers have grown alone: by how far the weights have moved an update may have seemed too large."""
-        incident = self._state.incidents.current
-        if incident is None:
-            return
-        head, updates, seen = incident.cause.partition("probably the updates since")
-        if not incident.cause:
-            self._change_cause(f"step {incident.step:,}: probably {self._live.jump}", WEIGHT)
-        elif updates:
-            self._change_cause(f"{head}probably {self._live.jump}; {seen.partition('; ')[2]}", WEIGHT)
+        # By how far single weights have moved it seemed to be an update that was too large.
+        head, moved, seen = ("",) * 3 if incident is None else incident.cause.partition("probably the updates since")
+        if moved and fault == WEIGHT:
+            text = f"{head}probably {cause}; {seen.partition('; ')[2]}"
+        elif incident is not None and UNSEEN in incident.cause:
+            text = incident.cause.replace(UNSEEN, f"probably {cause}; ")
         else:
-            self._name_cause(self._live.jump, WEIGHT)
-
-    def _change_cause(self, text: str, fault: str) -> None:
+            return
         self._state.incidents.change(cause=text)
         self._announcer.tell(events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False)
 
@@ -257,7 +248,7 @@ class Remedies:
         if is_too_large or why:
             self._state.norms.begin(step)
         if self._live.jump:
-            self._name_jump()
+            self._name_cause(self._live.jump, WEIGHT)
         elif is_too_large and undone:
             self._name_cause(TOO_LARGE_SINCE.format(backup.step), UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
