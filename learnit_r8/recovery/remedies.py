@@ -43,6 +43,9 @@ _REASONS = {
 
 
 TOO_LARGE_SINCE = "the updates since step {:,} were too large, as the weights were damaged"
+PROBABLY_UPDATES = "probably the updates since"
+"""How a sentence goes on that takes single weights, by how far they have moved, for updates that were too large."""
+
 TOO_LARGE = "step {step:,}: {why}. What may help, and was not tested here: {advice}."
 
 
@@ -176,17 +179,13 @@ class Remedies:
 
     def _name_cause(self, cause: str, fault: str) -> None:
         """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""
-        incident = self._state.incidents.current
-        # By how far single weights have moved it seemed to be an update that was too large.
-        head, moved, seen = ("",) * 3 if incident is None else incident.cause.partition("probably the updates since")
-        if moved and fault == WEIGHT:
+        known = "" if self._state.incidents.current is None else self._state.incidents.current.cause
+        text, (head, updates, seen) = known.replace(UNSEEN, f"probably {cause}; "), known.partition(PROBABLY_UPDATES)
+        if updates and fault == WEIGHT:
             text = f"{head}probably {cause}; {seen.partition('; ')[2]}"
-        elif incident is not None and UNSEEN in incident.cause:
-            text = incident.cause.replace(UNSEEN, f"probably {cause}; ")
-        else:
-            return
-        self._state.incidents.change(cause=text)
-        self._announcer.tell(events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False)
+        if text != known:
+            self._state.incidents.change(cause=text)
+            self._announcer.tell(events.CauseFound, text=text, fault=fault, where="", samples=(), is_certain=False)
 
     def _accept_level(self, case: Case, finding: Finding) -> None:
         """Take the new level of the losses as the usual one."""
