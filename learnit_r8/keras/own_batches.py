@@ -20,7 +20,12 @@ from .devices import scope_of, unscale_loss
 from .fit_callback import FitCallback
 from .losses import Heard, StepMemory, StepRecorder
 from .state import ModelState
-from .train_function import check_alone, local_of_fit, scope_of_fit, yield_steps
+from .train_function import callbacks_of_fit, check_alone, local_of_fit, scope_of_fit, yield_steps
+
+RESTORED_TWICE = (
+    "callbacks must not have a BackupAndRestore beside checkpoint_dir, got {!r}: after a kill it would put the weights "
+    "of an epoch's end over those of the checkpoint. Leave out one of the two."
+)
 
 STEP_LOSS, STEP_RATE = "r8_step_loss", "r8_step_rate"
 """What a step returns of its own: its loss, and the rate it was taken at."""
@@ -217,8 +222,15 @@ class OwnBatchesCallback(FitCallback):
         return Repeat(lambda batch: batch is not None, loss)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Wire the model; TensorFlow's trainer leaves it to the first step to build it."""
+        """Wire the model; TensorFlow's trainer leaves it to the first step to build it.
+
+        Raises:
+            ValueError: Keras would restore the run, too.
+        """
         check_alone(self)
+        for each in callbacks_of_fit() or ():
+            if isinstance(each, keras.callbacks.BackupAndRestore) and self._r8.host.saver is not None:
+                raise ValueError(RESTORED_TWICE.format(each))
         data = getattr(local_of_fit("epoch_iterator"), "_distributed_dataset", None)
         if data is not None and not (self.model.built or self.model.trainable_variables):
             # One that cannot be built so is refused as it is wired.

@@ -1,5 +1,6 @@
 """R8Callback with a scheduler that draws nothing: ``fit`` keeps its data, rates and steps, and is healed."""
 
+import contextlib
 import warnings
 
 import pytest
@@ -172,6 +173,21 @@ def test_what_cannot_be_watched_is_said():
         classifier(schedule()).fit(X, Y, verbose=0, callbacks=[R8Callback(R8Scheduler(num_steps=9))])
     with pytest.raises(TypeError, match="or an R8Scheduler without num_samples"):
         R8Callback(R8Scheduler(8, batch_size=2, num_epochs=1))
+
+
+def test_two_that_restore_a_run_are_refused(tmp_path):
+    """After a kill `BackupAndRestore` would put the weights of an epoch's end over those of the checkpoint."""
+    x = np.zeros((8, 2), "float32")
+
+    for folder, expected in [
+        (tmp_path, pytest.raises(ValueError, match="a BackupAndRestore beside checkpoint_dir")),
+        (None, contextlib.nullcontext()),
+    ]:
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        restoring = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        with R8Scheduler(scheduler_mode="keep", checkpoint_dir=folder, handle_signals=False) as r8, expected:
+            model.fit(x, x[:, 0], verbose=0, callbacks=[restoring, R8Callback(r8, model)])
 
 
 def test_an_optimizer_that_is_not_built_is_named():
