@@ -496,6 +496,12 @@ class Witnesses:
         lower = [each for each in trained if each.usual <= start]
         return next(iter([*trusted, *lower, *known]), None)
 
+    def newest_as_good(self, backup: Backup) -> Backup:
+        """The newest state whose losses were no higher than those of this one, but for their spread."""
+        limit = backup.usual + backup.spread
+        newer = [each for each in self.known() if each.can_be_put and each.updates > backup.updates]
+        return next((each for each in reversed(newer) if each.usual <= limit), backup)
+
     def went_back(self, backup: Backup) -> None:
         """Forget the states of abandoned weights, as this one was restored."""
         self._backup.forget_after(backup.updates)

@@ -744,15 +744,17 @@ class RecoveryController:
     def _best_of_test(self) -> Any:
         """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
         case, present = self.experiment.case, self.live.present
-        better = case.better_than_present()
+        better, losses = case.better_than_present(), case.of_present.values()
+        is_damaged = bool(losses) and all(loss == math.inf for loss in losses)
         if better is None and present is not None:
             # Of the state set aside nothing is known but the loss of the alarm, or that it is damaged.
-            losses = case.of_present.values()
-            is_damaged = bool(losses) and all(loss == math.inf for loss in losses)
             return self.live.current if self.experiment.has_held or is_damaged else present
-        if better is not None and better.updates:
+        if better is None or not better.updates:
+            better = self.witnesses.best(self.lineage.progress.start)
+        if better is None or not is_damaged or not self._is_of_batch:
             return better
-        return self.witnesses.best(self.lineage.progress.start)
+        # A batch that makes NaN of sound weights, time and again, leaves none the time to be trusted.
+        return self.witnesses.newest_as_good(better)
 
     @property
     def is_on_trial(self) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 
 from ..bridge.group_rates import plain_optimizer
+from ..events.caller import warn
 from ..sources.random_generators import random_state, random_state_of, set_random_state
 from ..state import codec, kinds
 from ..state.callbacks import OWN
@@ -24,6 +27,14 @@ if TYPE_CHECKING:
     from .ensemble_targets import EnsembleTargets
 
 NOT_HELD = "backups and checkpoints cannot hold {}: it is left out, and stays as it is when they are put back."
+
+DAMAGED_COPY = (
+    "the model was healed, but a copy of its weights or their average ({}), which attach() was not given, holds "
+    'numbers that are not finite, and keeps them. Name it: attach(..., ema=averages), or also={{"averages": averages}}.'
+)
+
+MOST_SEARCHES = 8
+"""Most searches for a damaged copy, which look at each object of the program, some 50 ms."""
 
 OF_RANKS = "random of ranks"
 """Key of the random generators of all ranks, in their order, in a state that several ranks have gathered."""
@@ -85,7 +96,7 @@ class ModelState:
         self.is_sharded = isinstance(model, torch.nn.Module) and is_sharded(model)
         self._shards = Shards() if self.is_sharded else None
         self.is_spread = self.is_sharded or gather is not None
-        self.num_loads, self.is_resumed = 0, False
+        self.num_loads, self.is_resumed, self._num_searches = 0, False, 0
         self.rank = rank
         self._gather = gather
         self._generators: Mapping[str, Any] | None = None
@@ -173,6 +184,11 @@ class ModelState:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
         self.check(state)
         self._put_back(state, heals=not is_resume)
+        if not is_resume and self._num_searches < MOST_SEARCHES and not self.is_sharded:
+            self._num_searches += 1
+            if found := damaged_copy(self._parts["model"]):
+                self._num_searches = MOST_SEARCHES
+                warn(DAMAGED_COPY.format(found))
         self.is_resumed = self.is_resumed or is_resume
         if self._keeps_random and not is_resume:
             return beside
@@ -269,6 +285,26 @@ class ModelState:
         if self._generators is not None:
             set_random_state(self._generators)
             self._generators = None
+
+
+def damaged_copy(model: torch.nn.Module) -> str:
+    """What holds tensors like those of a model, some of them not finite: a network of its class, a dict or a list; ""
+    if nothing in the program does. A healed model itself is finite.
+    """
+    shapes = [[each.shape for each in part] for part in (model.parameters(), model.state_dict().values())]
+    counts = {len(each) for each in shapes}
+    for each in gc.get_objects():
+        kind, held = type(each), []
+        if kind is type(model):
+            held = [*each.state_dict().values()]
+        elif kind is list and len(each) in counts:
+            held = each
+        elif kind in (dict, OrderedDict) and len(each) in counts:
+            held = [*each.values()]
+        is_copy = held and all(isinstance(one, torch.Tensor) for one in held) and [one.shape for one in held] in shapes
+        if is_copy and not all(one.is_meta or bool(one.isfinite().all()) for one in held):
+            return kind.__name__
+    return ""
 
 
 def copies_of(model: torch.nn.Module) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from wild_scripts import SCRIPTS, InPlace, OneCycle, OwnGenerator, clouds, seed_all
 
-from learnit_r8 import Verdict
+from learnit_r8 import Verdict, events
 from learnit_r8.engine.settings import grouped
 from learnit_r8.state.tree import clone
+from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
-from tests.torch_common import descend
+from tests.torch_common import DIGITS, classifier, descend
 
 
 class Fault:
@@ -356,3 +357,23 @@ MISTAKES = [
 def test_a_mistake_is_named(act, error, text):
     with pytest.raises(error, match=text):
         act()
+
+
+def test_a_gradient_of_nan_in_each_epoch_costs_no_more_at_the_end():
+    """A run that ends with NaN goes back to its newest sound state, though none had the time to be trusted."""
+    torch.manual_seed(0)
+    model, heard = classifier(), record_events()
+    loader, optimizer = DataLoader(DIGITS, batch_size=10), torch.optim.Adam(model.parameters(), lr=0.002)
+    with warnings.catch_warnings(), attach(model, optimizer, loader, num_epochs=12, listeners=[heard]) as adapter:
+        warnings.simplefilter("ignore")
+        for _ in adapter.epochs():
+            for inputs, labels in adapter.batches():
+                if adapter.report(loss := cross_entropy(model(inputs), labels)):
+                    descend(optimizer, loss)
+                    if adapter.scheduler.handed_out == len(loader):
+                        for each in model.parameters():
+                            each.grad.fill_(float("nan"))
+                        optimizer.step()
+    restored = [each.to_step for each in heard if isinstance(each, events.RolledBack)]
+
+    assert restored[-1] > 10 * len(loader)

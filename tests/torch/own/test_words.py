@@ -1,6 +1,7 @@
 """What a person is told of trouble: once on the terminal, and a line of the summary for each kind."""
 
 import contextlib
+import copy
 import json
 import warnings
 
@@ -376,3 +377,26 @@ def test_weights_that_are_spoiled_before_each_batch_blame_no_update():
     assert "with no good update since then" in told
     assert ", 0 updates back" not in told
     assert "updates are probably too large" not in told
+
+
+@pytest.mark.parametrize("is_given", [False, True])
+def test_an_average_that_keeps_nan_is_named(is_given):
+    """A gradient of NaN reaches the user's average of the weights, too, before a loss shows it."""
+    model = classifier()
+    average, optimizer = copy.deepcopy(model).requires_grad_(False), sgd(model, lr=0.02)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with attach(
+            model, optimizer, DataLoader(DIGITS, batch_size=20), num_steps=140, ema=average if is_given else None
+        ) as adapter:
+            for _ in adapter.epochs():
+                for inputs, labels in adapter.batches():
+                    if adapter.report(loss := cross_entropy(model(inputs), labels)):
+                        descend(optimizer, loss)
+                        for one, own in zip(average.parameters(), model.parameters(), strict=True):
+                            own.data += NAN if adapter.scheduler.global_step == 70 else 0.0
+                            one.lerp_(own.detach(), 0.1)
+    named = [str(each.message) for each in caught if "a copy of its weights or their average (" in str(each.message)]
+
+    assert len(named) == (not is_given)
+    assert all(bool(each.isfinite().all()) for each in average.parameters()) == is_given
