@@ -288,22 +288,26 @@ class ModelState:
 
 
 def damaged_copy(model: torch.nn.Module) -> str:
-    """What holds tensors like those of a model, some of them not finite: a network of its class, a dict or a list; ""
-    if nothing in the program does. A healed model itself is finite.
+    """What holds tensors like those of a healed model, not finite where its own are: a network of its class, a dict
+    or a list; "" if nothing in the program does.
     """
-    shapes = [[each.shape for each in part] for part in (model.parameters(), model.state_dict().values())]
-    counts = {len(each) for each in shapes}
+    own = [[*model.parameters()], [*model.state_dict().values()]]
     for each in gc.get_objects():
         kind, held = type(each), []
         if kind is type(model):
             held = [*each.state_dict().values()]
-        elif kind is list and len(each) in counts:
+        elif kind is list and len(each) in map(len, own):
             held = each
-        elif kind in (dict, OrderedDict) and len(each) in counts:
+        elif kind in (dict, OrderedDict) and len(each) in map(len, own):
             held = [*each.values()]
-        is_copy = held and all(isinstance(one, torch.Tensor) for one in held) and [one.shape for one in held] in shapes
-        if is_copy and not all(one.is_meta or bool(one.isfinite().all()) for one in held):
-            return kind.__name__
+        if not held or not all(isinstance(one, torch.Tensor) and not one.is_meta for one in held):
+            continue
+        for of_model in own:
+            is_copy = [one.shape for one in held] == [one.shape for one in of_model]
+            if is_copy and any(
+                not one.isfinite().all() and mine.isfinite().all() for one, mine in zip(held, of_model, strict=True)
+            ):
+                return kind.__name__
     return ""
 
 

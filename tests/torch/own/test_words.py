@@ -383,6 +383,7 @@ def test_weights_that_are_spoiled_before_each_batch_blame_no_update():
 def test_an_average_that_keeps_nan_is_named(is_given):
     """A gradient of NaN reaches the user's average of the weights, too, before a loss shows it."""
     model = classifier()
+    model.register_buffer("mask", torch.tensor(float("-inf")))
     average, optimizer = copy.deepcopy(model).requires_grad_(False), sgd(model, lr=0.02)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
