@@ -17,7 +17,7 @@ from ..guard.monitor import Sentry, plain
 from ..sources.ticket import Ticket
 from ..state import tree
 from .backups import Backup
-from .experiment import Alarm, Case, ExperimentRun, Steps, draw_again, draw_with_first, end_healthy
+from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_again, draw_with_first, end_healthy
 from .model import LiveModel, Saved, Witnesses, saved_form
 from .policy import DEAD_EVERY
 from .progress import EARLY_UPDATES, FIRST, NEAR, SMALL_BATCH, START_UPDATES, WORSE, Progress
@@ -26,10 +26,12 @@ from .state import BETTER, DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
 FAR = 16.0
 """Suspicion from which the batch of one of the first losses is left out; healthy ones reach 5."""
 
-FIRST_FAR, USUAL_SAMPLES = 1000.0, 16
+FIRST_FAR, USUAL_SAMPLES, MANY_SAMPLES = 1000.0, 16, 64
 """The same multiple of the only loss before, and the fewest samples of a batch of your own of which fewer than `FIRST`
 losses tell anything. From weights that fit their data a loss of 16 samples is hardly ever so high (.11 % of 12,000 runs
-where the losses are .001, .01 % and less where they are .01 or more), one of eight in up to 2.6 % of the runs."""
+where the losses are .001, .01 % and less where they are .01 or more), one of eight in up to 2.6 % of the runs. With
+`MANY_SAMPLES` a sixteenth of it is rarer still: on new digits of a network that has fitted others 1.0 % of losses are
+1,000 times as high with 16 samples, and .07 % 62 times with 64."""
 
 RATE_TRIAL_UPDATES, RATE_TRIAL_STEPS, MOST_RATE_TRIALS = 256, 64, 3
 """Updates after the start in which a lower rate is tried, how many the trial takes, and how many trials there are."""
@@ -84,7 +86,9 @@ def far_from(num_known: int, num_samples: int) -> float:
     """Multiple of the highest of so many losses from which one is left out as far above them: the fewer, the higher."""
     if num_known >= FIRST:
         return FAR
-    return FIRST_FAR / num_known**2 if num_samples >= USUAL_SAMPLES else math.inf
+    if num_samples < USUAL_SAMPLES:
+        return math.inf
+    return max(FAR, FIRST_FAR / (16 if num_samples >= MANY_SAMPLES else 1) / num_known**2)
 
 
 def are_large(changes: Sequence[Sequence[float]], size: int) -> bool:
@@ -212,7 +216,7 @@ class FirstSteps:
         is_due, self.is_first_due = self.is_first_due or len(losses) <= FIRST, False
         if not (is_due and 1 < len(losses) == self._lineage.updates) or self._state.incidents.num_restored:
             return None
-        place, text = progress.far_first()
+        place, text = progress.far_first(far_from(1, self._early.size))
         before = next((each for each in reversed(known) if each.updates <= place and each.can_be_put), None)
         last, has_other = self._early.last, lambda each: each.updates != place and each.is_closed
         other = next(filter(has_other, reversed(known)), None if last is None or last.updates == place + 1 else last)
@@ -233,6 +237,13 @@ class FirstSteps:
         steps = end_healthy() if case.alarm is Alarm.FIRST else steps
         doubt = self.doubt_first(case.known, is_alarm=case.alarm is Alarm.EARLY)
         return steps if doubt is None else draw_with_first(*doubt, model=self._live, then=steps)
+
+    def note_bad_first(self, finding: Finding) -> Alarm:
+        """Note that one of the first batches was bad; returns the alarm that counts."""
+        self._state.incidents.change(cause=finding.text)
+        if finding.backup is not None and not finding.backup.updates:
+            self._lineage.progress.note_untrained(finding.tested[0].replayed)
+        return Alarm.FIRST
 
     def suspicion(self, loss: float, num_lost: int) -> float:
         """How far one of the first losses is above what is usual; see `Progress.early_suspicion`."""

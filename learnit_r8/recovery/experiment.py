@@ -285,7 +285,8 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         # A run that ends before the experiment goes on from what has repeated its record.
         case.of_present.update(dict.fromkeys(reversed(case.known), math.inf))
     rise = (yield from _rise_of_present(case)) if is_sound else math.inf
-    jumped_from = model.find_jump() if is_sound and case.alarm in (Alarm.SPIKE, Alarm.EARLY) else None
+    may_be_hidden = is_doubtful or case.alarm in (Alarm.SPIKE, Alarm.EARLY)
+    jumped_from = model.find_jump() if is_sound and may_be_hidden else None
     if not rise and jumped_from is None:
         return Finding("healthy", f"the weights are healthy: {case.present_text}")
     has_present = model.keep_present()

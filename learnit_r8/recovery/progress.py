@@ -61,6 +61,10 @@ JUMPED, BEFORE_JUMP = 4, 16
 BEFORE_RISE, SINCE_LOOK = 24, 5
 """Losses that are compared to see a rise, and the most of them that may have come since the last look at losses."""
 
+ALONE = 30.0
+"""Times the highest of the last `FIRST` losses from which a single one that is above the untrained model's is told of.
+Where losses have fallen far, the guard, which asks how much of the progress is lost, lets it pass."""
+
 APART = 8
 """Losses before an explosion of which none is one."""
 
@@ -143,10 +147,9 @@ class Progress(SavedFields):
         if first is not None and math.isfinite(first.record):
             self.record = first.record
 
-    def note_untrained(self, backup: Backup, loss: float) -> None:
-        """Keep a loss that a backup has, if it is the untrained model; the first losses are of ruined weights."""
-        if not backup.updates:
-            self.start = self.untrained = self.record = loss
+    def note_untrained(self, loss: float) -> None:
+        """Keep a loss of the untrained model, as the first ones were those of ruined weights."""
+        self.start = self.untrained = self.record = loss
 
     def find_start(self, first: Backup | None) -> None:
         """Find the level that the run begins with, once enough losses are known; ``first`` as for `note_record`."""
@@ -156,11 +159,15 @@ class Progress(SavedFields):
             self.start = float(np.fmax(self.record, np.median(self.recent)))
             self.untrained = float(np.clip(sorted(self.recent)[1], self.record, MOST_OF_RECORD * self.record))
 
-    def far_first(self) -> tuple[int, str]:
-        """The place of one of the first losses that is far above all others, and that in words; "" if none is."""
+    def far_first(self, times: float) -> tuple[int, str]:
+        """The place of one of the first losses that is far above all others, and that in words; "" if none is.
+
+        Args:
+            times: Times the only other loss from which the second one would have been left out.
+        """
         most, highest = sorted(self.recent)[-2:]
         place = self.recent.index(highest)
-        if not highest > (TIMES_THE_OTHERS if place else TIMES_THE_NEXT) * most > 0:
+        if not highest > (TIMES_THE_OTHERS if place else min(TIMES_THE_NEXT, times)) * most > 0:
             return 0, ""
         told = (f"batch {place + 1}", "the other first ones") if place else ("the first batch", "those after it")
         return place, FAR_FIRST.format(told[0], highest, highest / most, told[1])
@@ -169,6 +176,12 @@ class Progress(SavedFields):
         """Whether nearly all losses so far are above the first one, by far or by less."""
         first, *others = self.recent
         return sorted(others)[:2][-1] > (TIMES_THE_OTHERS if by_far else WORSE) * first > 0
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether the last loss is far above those before it."""
+        before = list(self.recent)[-FIRST - 1 : -1]
+        return len(before) == FIRST and self.recent[-1] > ALONE * max(before) > 0
 
     @property
     def level(self) -> float:

@@ -35,7 +35,7 @@ from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK,
 from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
-from .remedies import BROKEN_DATA, NAN_SKIPPED, SAVED_ON_TRIAL, STANDS_STILL, Remedies, diverged_text
+from .remedies import ALONE_TEXT, BROKEN_DATA, NAN_SKIPPED, SAVED_ON_TRIAL, STANDS_STILL, Remedies, diverged_text
 from .state import BROKEN, EARLIER, EXPLODES_AGAIN, LEAST_SAMPLES, LOOK_MASK, OF_WEIGHTS, IncidentLog, RecoveryState
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class RecoveryController:
         """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""
         if self._sentry.watches_level:
             # Losses that rise in a warm-up say little about a rate of the user's own, nor does one easy batch.
-            recent = self.lineage.progress.recent
+            recent = list(self.lineage.progress.recent)[-FIRST:]
             stands_out = bool(recent) and loss > far_from(len(recent), num_samples) * max(recent)
             return stands_out and self.is_far(loss, num_lost)
         return self.early.suspicion(loss, num_lost) > 1
@@ -231,6 +231,8 @@ class RecoveryController:
             before = tuple(recent)[:-1]
             batch = Backup(self.live.step, lineage.updates, recent=before, witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch) or state.is_look_due
+        elif tells and self._sentry.watches_level and progress.stands_alone:
+            self._announcer.note_once("alone", ALONE_TEXT.format(self._announcer.where()[0] + 1, loss))
         early = state.early
         if self.is_early and (state.is_look_due or early.changes or early.is_compared):
             # Only a look asks for the batch.
@@ -692,11 +694,9 @@ class RecoveryController:
         elif case.alarm is Alarm.EXPLODED and finding.verdict == "healthy":
             self._remedies.calm(finding.tested[0], self._lr)
         elif finding.backup is not None:
-            alarm = Alarm.NOT_FINITE if self.live.mended else case.alarm
+            alarm: Alarm = Alarm.NOT_FINITE if self.live.mended else case.alarm
             if finding.is_of_first:
-                alarm = Alarm.FIRST
-                self._incidents.change(cause=finding.text)
-                self.lineage.progress.note_untrained(finding.backup, finding.tested[0].replayed)
+                alarm = self.early.note_bad_first(finding)
             self._go_on_from(finding.backup, alarm, is_sudden=case.is_sudden)
         else:
             if finding.verdict in ("healthy", "data"):

@@ -82,6 +82,12 @@ STANDS_STILL = (
     "Nothing was tested, and nothing changed."
 )
 
+ALONE_TEXT = (
+    "step {:,}: the loss ({:.4g}) is more than 30 times as high as each of the eight before it, and above that of the "
+    "untrained model. Nothing was refused, as that may be a hard batch: if it was a bad one, the optimizer's averages "
+    "hold its gradient, and restore_backup() goes back."
+)
+
 SAVED_ON_TRIAL = (
     "the run goes on from weights that were only on trial when they were saved. Those that counted are missing, "
     "as one of several processes has saved it, or backups were being tested; an earlier checkpoint has them."

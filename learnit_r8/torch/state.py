@@ -288,26 +288,20 @@ class ModelState:
 
 
 def damaged_copy(model: torch.nn.Module) -> str:
-    """What holds tensors like those of a healed model, not finite where its own are: a network of its class, a dict
-    or a list; "" if nothing in the program does.
+    """What holds numbers of a healed model that are not finite where its own are, by the same names: a network of its
+    class, or a dict; "" if nothing in the program does.
     """
-    own = [[*model.parameters()], [*model.state_dict().values()]]
+    own = model.state_dict()
     for each in gc.get_objects():
-        kind, held = type(each), []
-        if kind is type(model):
-            held = [*each.state_dict().values()]
-        elif kind is list and len(each) in map(len, own):
+        if type(each) is type(model):
+            held = each.state_dict()
+        elif type(each) in (dict, OrderedDict) and own.keys() == each.keys():
             held = each
-        elif kind in (dict, OrderedDict) and len(each) in map(len, own):
-            held = [*each.values()]
-        if not held or not all(isinstance(one, torch.Tensor) and not one.is_meta for one in held):
+        else:
             continue
-        for of_model in own:
-            is_copy = [one.shape for one in held] == [one.shape for one in of_model]
-            if is_copy and any(
-                not one.isfinite().all() and mine.isfinite().all() for one, mine in zip(held, of_model, strict=True)
-            ):
-                return kind.__name__
+        pairs = [(one, own[name]) for name, one in held.items() if name in own and isinstance(one, torch.Tensor)]
+        if any(not one.is_meta and not one.isfinite().all() and mine.isfinite().all() for one, mine in pairs):
+            return type(each).__name__
     return ""
 
 

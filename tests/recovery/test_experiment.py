@@ -16,15 +16,16 @@ NAN, INF = math.nan, math.inf
 class FakeLab:
     """A model that is the number of the backup in it; None for the present weights."""
 
-    def __init__(self, *, whole=True, memory=True, missing=(), swollen=False):
+    def __init__(self, *, whole=True, memory=True, missing=(), swollen=False, jumped_from=None):
         self.whole, self.memory, self.missing, self.swollen = whole, memory, missing, swollen
+        self.jumped_from = jumped_from
         self.current, self.puts = None, []
 
     def mend(self):
         return self.whole
 
     def find_jump(self):
-        return None
+        return self.jumped_from
 
     def is_swollen(self):
         return self.swollen
@@ -476,3 +477,13 @@ def test_trained_states_that_are_better_than_the_untrained_one_are_kept():
     finding, _ = conduct(case_of(known, Alarm.NOT_FINITE), FakeLab(whole=False, memory=False), answer)
 
     assert (finding.verdict, finding.backup.updates) == ("restored", 200)
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+@pytest.mark.parametrize(("jumped_from", "restored"), [(None, None), (100, 100)])
+def test_weights_that_grow_by_far_are_damaged_though_no_witness_shows_it(is_exact, jumped_from, restored):
+    """It goes back to before they did, whatever witnesses say of later states."""
+    finding, _ = conduct(case_of(backups(4), is_exact=is_exact), FakeLab(jumped_from=jumped_from), times(1))
+
+    assert finding.verdict == ("healthy" if restored is None else "restored")
+    assert restored is None or finding.backup.updates == restored

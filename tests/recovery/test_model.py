@@ -160,3 +160,18 @@ def test_without_a_load_callback():
     live.begin()
 
     assert (live.can_restore, live.put(Backup(0, 0, state=1)), live.of_trial) == (False, False, None)
+
+
+def test_one_weight_that_has_outgrown_all_others():
+    """A weight of 1,000 among hundreds hardly moves their mean; from the first state on they may grow so."""
+    weights, model = np.linspace(-1.0, 1.0, 999), Layers()
+    model.parts = {"model": {"w": weights, "bias": np.full(2, 0.03)}}
+    live, r8, _ = live_of(model)
+    model.parts = {"model": {"w": np.append(weights[1:], 1e3), "bias": np.full(2, 0.6)}}
+
+    assert live.find_jump() is None
+    r8.host.persistence.backup.backups[0].updates = 7
+    assert live.find_jump() == 7
+    assert live.jump.startswith("a stray write or a fault of the memory: 'model.w' reaches 1e+03 (in 1 of 999 numbers)")
+    model.parts = {"model": {"w": weights, "bias": np.full(2, 0.6)}}
+    assert live.find_jump() is None

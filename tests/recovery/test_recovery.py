@@ -598,3 +598,42 @@ def test_an_early_batch_far_above_all_others_is_said(loss, is_said):
     said = [str(each.message) for each in caught]
     assert len(said) == is_said
     assert not said or "batch 5 (200) was 200 times as high as the highest of the other first ones" in said[0]
+
+
+@pytest.mark.parametrize("at", [50, 150])
+@pytest.mark.parametrize(
+    ("size", "loss", "is_said"), [(32, 24.0, True), (2, 24.0, False), (32, 12.0, False)], ids=["far", "few", "below"]
+)
+def test_a_loss_far_above_the_last_ones_and_the_untrained_model_is_said(at, size, loss, is_said):
+    """Losses have fallen to a hundredth: it is no multiple of the progress, but its step would spoil Adam's moments."""
+    net, told = {"w": np.ones(2)}, record_events()
+    r8 = R8Scheduler(
+        num_epochs=1, scheduler_mode="keep", listeners=[told], state_callback=lambda: net,
+        load_callback=lambda state: net.update(state), handle_signals=False,
+    )  # fmt: skip
+    for _ in r8.epoch_iterator():
+        for number, _ in enumerate(r8.batches([np.zeros((size, 2))] * 200)):
+            usual = 16 * max(0.01, 0.9**number) * (1 + 0.05 * (number % 3))
+            r8.update_with_loss(loss if number == at else usual)
+    r8.close()
+
+    said = [each for each in told.of(events.Notice) if "30 times as high as each of the eight before it" in each.text]
+    assert len(said) == is_said
+    assert not told.of(events.RolledBack, events.BatchRefused)
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(16, False), (64, True)])
+def test_a_second_batch_of_many_samples_is_left_out_from_fewer_times_on(size, is_refused):
+    """Means of many samples vary little: a loss 98 times the only one before is that of a bad batch."""
+    r8 = R8Scheduler(
+        num_epochs=1, scheduler_mode="keep", state_callback=lambda: {"w": np.ones(2)}, load_callback=lambda _: None,
+        handle_signals=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in r8.epoch_iterator():
+            for number, _ in enumerate(r8.batches([np.zeros((size, 2))] * 20)):
+                r8.update_with_loss(1550.0 if number == 1 else 15.8)
+        r8.close()
+
+    assert r8.sentry.num_refused == is_refused
