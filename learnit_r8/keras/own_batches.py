@@ -228,8 +228,9 @@ class OwnBatchesCallback(FitCallback):
             ValueError: Keras would restore the run, too.
         """
         check_alone(self)
+        has_checkpoints = self._r8.controller.live.persistence.saver is not None
         for each in callbacks_of_fit() or ():
-            if isinstance(each, keras.callbacks.BackupAndRestore) and self._r8.host.saver is not None:
+            if has_checkpoints and isinstance(each, keras.callbacks.BackupAndRestore):
                 raise ValueError(RESTORED_TWICE.format(each))
         data = getattr(local_of_fit("epoch_iterator"), "_distributed_dataset", None)
         if data is not None and not (self.model.built or self.model.trainable_variables):

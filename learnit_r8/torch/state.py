@@ -19,7 +19,7 @@ from ..events.caller import warn
 from ..sources.random_generators import random_state, random_state_of, set_random_state
 from ..state import codec, kinds
 from ..state.callbacks import OWN
-from ..state.tree import copy_into, copy_to_host, fill, hold, pack, unpack
+from ..state.tree import copy_into, copy_to_host, fill, hold, not_finite, pack, unpack
 from .distributed.shards import Shards, is_sharded
 from .prepared import inner_optimizers, plain_model
 
@@ -292,16 +292,13 @@ def damaged_copy(model: torch.nn.Module) -> str:
     class, or a dict; "" if nothing in the program does.
     """
     own = model.state_dict()
+    meant = not_finite(own).keys()
     for each in gc.get_objects():
-        if type(each) is type(model):
-            held = each.state_dict()
-        elif type(each) in (dict, OrderedDict) and own.keys() == each.keys():
-            held = each
-        else:
-            continue
-        pairs = [(one, own[name]) for name, one in held.items() if name in own and isinstance(one, torch.Tensor)]
-        if any(not one.is_meta and not one.isfinite().all() and mine.isfinite().all() for one, mine in pairs):
-            return type(each).__name__
+        is_network = type(each) is type(model)
+        if is_network or (type(each) in (dict, OrderedDict) and own.keys() == each.keys()):
+            held = each.state_dict() if is_network else each
+            if own.keys() == held.keys() and not not_finite(held).keys() <= meant:
+                return type(each).__name__
     return ""
 
 

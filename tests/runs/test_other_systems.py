@@ -1,6 +1,7 @@
 """Systems that lack what Linux has: a process in which all of it is hidden trains, saves, resumes and reports."""
 
 import multiprocessing
+import signal
 
 import numpy as np
 import pytest
@@ -132,10 +133,13 @@ def losses_of(indices):
 
 
 @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
-def test_workers_of_every_start_method_serve_a_training(method):
+def test_workers_of_every_start_method_serve_a_training(method, request):
     """A pool of two workers computes the losses, however they are started; forkserver is the default from 3.14 on."""
     if method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system has no {method}")
+    # A handler that a framework of an earlier test has left would be the workers', too, and keep them from ending.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGTERM, before or signal.SIG_DFL))
     with multiprocessing.get_context(method).Pool(2) as pool, R8Scheduler(40, batch_size=4, num_epochs=2) as r8:
         for _ in r8.epoch_iterator():
             for indices, _ in r8.batch_iterator():
