@@ -213,8 +213,8 @@ class FirstSteps:
             if there is no doubt.
         """
         progress, live, losses = self._lineage.progress, self._live, list(self._lineage.progress.recent)
-        is_due, self.is_first_due = self.is_first_due or len(losses) <= FIRST, False
-        if not (is_due and 1 < len(losses) == self._lineage.updates) or self._state.incidents.num_restored:
+        self.is_first_due, most = False, FIRST if is_alarm else 2 * FIRST
+        if not 1 < len(losses) == self._lineage.updates <= most or self._state.incidents.num_restored:
             return None
         place, text = progress.far_first(far_from(1, self._early.size))
         before = next((each for each in reversed(known) if each.updates <= place and each.can_be_put), None)
