@@ -232,7 +232,7 @@ class RecoveryController:
             batch = Backup(self.live.step, lineage.updates, recent=before, witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch) or state.is_look_due
         elif tells and self._sentry.watches_level and progress.stands_alone:
-            self._announcer.note_once("alone", ALONE_TEXT.format(self._announcer.where()[0] + 1, loss))
+            self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0] + 1, loss))
         early = state.early
         if self.is_early and (state.is_look_due or early.changes or early.is_compared):
             # Only a look asks for the batch.

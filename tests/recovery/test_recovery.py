@@ -600,6 +600,7 @@ def test_an_early_batch_far_above_all_others_is_said(loss, is_said):
     assert not said or "batch 5 (200) was 200 times as high as the highest of the other first ones" in said[0]
 
 
+@pytest.mark.filterwarnings("ignore:step .* is more than 30 times as high")
 @pytest.mark.parametrize("at", [50, 150])
 @pytest.mark.parametrize(
     ("size", "loss", "is_said"), [(32, 24.0, True), (2, 24.0, False), (32, 12.0, False)], ids=["far", "few", "below"]
