@@ -217,6 +217,7 @@ class FirstSteps:
         if not 1 < len(losses) == self._lineage.updates <= most or self._state.incidents.num_restored:
             return None
         place, text = progress.far_first(far_from(1, self._early.size))
+        where = f"batch {place + 1}: {text}" if text else ""
         before = next((each for each in reversed(known) if each.updates <= place and each.can_be_put), None)
         last, has_other = self._early.last, lambda each: each.updates != place and each.is_closed
         other = next(filter(has_other, reversed(known)), None if last is None or last.updates == place + 1 else last)
@@ -225,12 +226,14 @@ class FirstSteps:
                 self._announcer.warn_once("first batch", UNTESTED_FIRST.format(text))
             return None
         # Where batches and rates are the user's own, a level above the untrained model's is looked into in any case.
-        is_watched = not self._sentry.tests_progress or self._early.size < SMALL_BATCH
-        where = f"batch {place + 1}: {text}" if text else RISEN if progress.has_risen(by_far=is_watched) else ""
-        where = where or (GROWN if live.has_outgrown(before) else "")
-        if not where and is_alarm and min(losses) * WORSE <= losses[0]:
+        is_rough = not self._sentry.tests_progress or len(before.witness[0]) < SMALL_BATCH
+        if not where and progress.has_risen(by_far=is_rough):
+            where = RISEN
+        elif not where and not before.updates and live.has_grown_at_once():
+            where = GROWN
+        if not (where or is_rough) and is_alarm and min(losses) * WORSE <= losses[0]:
             where = FALLEN
-        return (other, before, max(other.record, losses[place]), where) if where else None
+        return (other, before, max(other.record, *losses[: place + 1]), where) if where else None
 
     def with_first(self, case: Case, steps: Steps) -> Steps:
         """The test of whether one of the first batches was bad, if there is a doubt; what is to be done comes after."""

@@ -39,7 +39,7 @@ LEAST_GROWTH = 10.0
 from one backup to the next, but for those that are next to nothing at first."""
 
 FAR_GROWN = 100.0
-"""The same for those that a first batch may have ruined: at rates too high they grow tenfold in eight steps."""
+"""The same for those that the step of a first batch has ruined: at rates too high they grow tenfold in eight."""
 
 MOST_SINGLE = 1e-3
 """Largest share of an array's numbers that a stray write or a fault of the memory is taken to have changed."""
@@ -231,11 +231,12 @@ class LiveModel:
         updates, _, self.jump = self.persistence.agreement.agree(found).partition(" ")
         return int(updates) if updates else None
 
-    def has_outgrown(self, backup: Backup) -> bool:
-        """Whether weights are far larger than any were in a backup."""
+    def has_grown_at_once(self) -> bool:
+        """Whether weights are far larger in the state after the first one than any were there."""
         get = self.persistence.callbacks.state
-        state = None if get is None or backup.state is None else get()
-        return state is not None and outgrown(state, backup.state, least=FAR_GROWN) is not None
+        states = [each.state for each in self.persistence.backup.backups[:2]] + ([] if get is None else [get()])
+        is_known = len(states) > 1 and states[0] is not None and states[1] is not None
+        return is_known and outgrown(states[1], states[0], least=FAR_GROWN) is not None
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
