@@ -232,10 +232,9 @@ class LiveModel:
         return int(updates) if updates else None
 
     def has_grown_at_once(self) -> bool:
-        """Whether weights are far larger in the state after the first one than any were there."""
-        get = self.persistence.callbacks.state
-        states = [each.state for each in self.persistence.backup.backups[:2]] + ([] if get is None else [get()])
-        is_known = len(states) > 1 and states[0] is not None and states[1] is not None
+        """Whether weights are far larger after the first update, or two, than any were before."""
+        states = [each.state for each in self.persistence.backup.backups[:2] if each.updates <= 2]
+        is_known = len(states) == 2 and not any(each is None for each in states)
         return is_known and outgrown(states[1], states[0], least=FAR_GROWN) is not None
 
     def keep_present(self) -> bool:
