@@ -267,7 +267,7 @@ def draw_with_first(batch: Backup, before: Backup, high: float, text: str, *, mo
 def end_healthy() -> Steps:
     """Draw nothing."""
     yield from ()
-    return Finding("healthy", "the weights are as good as those from before the first batches")
+    return Finding("healthy", "no weights from before the first batches were found to be better")
 
 
 def investigate(case: Case, model: LiveModel) -> Steps:
