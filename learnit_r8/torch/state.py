@@ -183,8 +183,11 @@ class ModelState:
         if from_ram and self._shards is not None:
             state = {name: self._shards.joined(part, name) for name, part in state.items()}
         self.check(state)
+        may_search = not (is_resume or self.is_sharded) and self._num_searches < MOST_SEARCHES
+        # Beside weights that are finite, as where a test puts another state in, no copy is damaged.
+        is_damaged = may_search and bool(not_finite(self._parts["model"].state_dict()))
         self._put_back(state, heals=not is_resume)
-        if not is_resume and self._num_searches < MOST_SEARCHES and not self.is_sharded:
+        if is_damaged:
             self._num_searches += 1
             if found := damaged_copy(self._parts["model"]):
                 self._num_searches = MOST_SEARCHES
