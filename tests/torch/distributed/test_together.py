@@ -171,7 +171,8 @@ def test_example(tmp_path):
     """The example trains on two ranks that torchrun starts, heals, and ends with equal tables."""
     printed = torchrun(tmp_path, ROOT / "examples" / "ddp.py", "--spoil")
 
-    assert "2 ranks, 329 steps, losses refused: 1" in printed
+    # A test of the weights takes a batch, unless steps are so slow that the loss was refused before its own was taken.
+    assert re.search("2 ranks, (329|330) steps, losses refused: 1", printed)
     assert "tables and models of all ranks are equal: True" in printed
     assert float(re.findall(r"test accuracy ([\d.]+)%", printed)[-1]) > 93
 
