@@ -109,6 +109,8 @@ class FollowedBatches(Source):
         self._before: Any = None
         self._source: Any = None
         self._start: dict[str, Any] | None = None
+        # Loaders that began their workers in this pass.
+        self._began: list[Any] = []
         self._resumed: Mapping[str, Any] | None = None
         table.learner.hold_back(self)
 
@@ -269,6 +271,11 @@ class FollowedBatches(Source):
         """Whether a saved place waits for the next iteration."""
         return self._resumed is not None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next iteration begins where the last one was left, by itself."""
+        return replay.goes_on(self._source)
+
     def take_resumed(self) -> Mapping[str, Any] | None:
         """The saved place that waits, which is no longer waiting then; None without one."""
         resumed, self._resumed = self._resumed, None
@@ -307,7 +314,7 @@ class FollowedBatches(Source):
         # An iterator goes on, but for one that starts over by itself once it has run out.
         if not (replay.is_iterator(source) and source is self._source) or self._has_run_out:
             self.taken = self.left_out = 0
-            self._start = replay.read_start(source)
+            self._start, self._began = replay.read_start(source), replay.without_workers(source)
         self._source, self._out, self.taken_before = source, [], self.taken
         self.batches = self.samples.open(source)
         self._looks_ahead, self._before, self.has_begun = replay.looks_ahead(source), None, True
@@ -326,6 +333,9 @@ class FollowedBatches(Source):
         self._source, self._start, self._was_placed = source, resumed["start"], True
         if pace.passes or pace.has_ended:
             replay.begin_as_once(source)
+        for each in self._began:
+            # The pass that goes on in this process began with the random number that this takes.
+            each._iterator = None
         self.first_turn, self.length = pace.turns - (self.taken > 0), self._length_of(source)
         self.batches = iter(())
         if not pace.has_ended:

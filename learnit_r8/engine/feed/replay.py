@@ -270,8 +270,13 @@ def begin_as_once(source: Any) -> None:
     begun = [
         each for each in _loaders_of(source)[1:] if getattr(each, "__dict__", {}).get("_initial_iter_for_state_dict")
     ]
-    for each in [*(each for each in _lasting(source) if each._iterator is None), *begun]:
+    for each in [*without_workers(source), *begun]:
         iter(each)
+
+
+def without_workers(source: Any) -> list[Any]:
+    """The loaders whose workers are to stay and have not begun."""
+    return [each for each in _lasting(source) if each._iterator is None]
 
 
 def _lasting(source: Any) -> list[Any]:

@@ -174,3 +174,30 @@ def test_an_optimizer_within_another_is_healed(tmp_path):
     assert optimizer.base.param_groups is optimizer.param_groups
     assert rates[-1] == 0.05 * 0.9 ** len(rates)
     assert all(bool(each["momentum_buffer"].isfinite().all()) for each in optimizer.base.state.values())
+
+
+@pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "persistent_workers": True}])
+def test_a_loop_that_an_error_has_ended_goes_on_within_its_epoch(workers):
+    """Run again with the same adapter, it takes the rest of a shuffled loader; the batch of the error is missing."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    loader = DataLoader(TensorDataset(torch.arange(24.0)[:, None]), batch_size=4, shuffle=True, **workers)
+    adapter, seen = attach(model, optimizer, loader, num_epochs=3), {0: [], 1: [], 2: []}
+
+    def loop(bad=None):
+        for epoch in adapter.epochs():
+            for (x,) in adapter.batches():
+                if adapter.scheduler.global_step == bad:
+                    raise ZeroDivisionError
+                seen[epoch] += x.flatten().tolist()
+                adapter.step(model(x).square().mean())
+
+    for bad in (2, 9):
+        with pytest.raises(ZeroDivisionError):
+            loop(bad)
+    loop()
+    adapter.close()
+
+    assert [len(set(each)) for each in seen.values()] == [len(each) for each in seen.values()] == [20, 20, 24]
+    assert adapter.scheduler.phase == "finished"
