@@ -349,7 +349,7 @@ class FollowedBatches(Source):
         if replay.goes_on(source) and not self._has_run_out:
             replay.open_at(source, resumed["loader"], self.samples.open, self._announcer)
         else:
-            replay.set_order(source, resumed["now"].get("order"))
+            replay.set_order(source, resumed, "now")
         # The validation that is repeated, and the next epoch, draw from them.
         replay.set_generators(source, resumed["now"])
 

@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,14 +65,26 @@ def read_start(source: Any, random: dict[str, Any] | None = None) -> dict[str, A
     held = getattr(source, "generators_before_next", None)
     now = state_of(held) if type(held) is tuple else random or random_state()
     own = [_state_of(each) for each in _own_generators(source)]
-    order = [{name: clone(vars(holder)[name]) for name in names} for holder, names in _kept_of(source)]
+    order = [
+        {name: clone(vars(holder)[name]) for name in (*names, *counts)} for holder, names, counts in _kept_of(source)
+    ]
     return {"global": now, "own": own, "order": order}
 
 
-def set_order(source: Any, saved: Any) -> None:
-    """Put back the "order" that `read_start` returned, in place where others may hold it, too."""
-    for (holder, _), held in zip(_kept_of(source), saved or (), strict=False):
-        for name, value in held.items():
+def set_order(source: Any, saved: Mapping[str, Any], at: str) -> None:
+    """Put back the "order" that `read_start` returned, in place where others may hold it, too.
+
+    Args:
+        source: The loader.
+        saved: The position of the saved run.
+        at: "start", of the epoch, or "now". A number of a data set counts batches if these differ; else it is a
+            setting, which the script may have changed since.
+    """
+    held, others = ((saved[each] or {}).get("order") or [] for each in (at, "now" if at == "start" else "start"))
+    for (holder, _, counts), values, other in zip(_kept_of(source), held, chain(others, repeat({})), strict=False):
+        for name, value in values.items():
+            if name in counts and other.get(name, value) == value:
+                continue
             now = vars(holder).get(name)
             if type(now) is list and type(value) is list:
                 now[:] = value
@@ -81,19 +94,22 @@ def set_order(source: Any, saved: Any) -> None:
                 setattr(holder, name, value)
 
 
-def _kept_of(source: Any) -> list[tuple[Any, list[str]]]:
-    """What the order of a loader follows from besides generators, as holders and the names of their attributes.
+def _kept_of(source: Any) -> list[tuple[Any, list[str], list[str]]]:
+    """What the order of a loader follows from besides generators, as holders and the names of their attributes, and of
+    those that may count what was drawn.
 
     Of samplers of the user's own these are the lists, arrays and numbers, as some shuffle theirs in place; of loaders
-    and data sets the numbers of epochs that they count themselves; and the whole numbers of a loader that starts over.
+    and data sets the numbers of epochs that they count themselves, of data sets the other whole numbers, too, if they
+    change as batches are drawn; and the whole numbers of a loader that starts over.
     """
-    kept = [(each, [name for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS])
+    kept = [(each, [name for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS], list[str]())
             for each in _own_samplers(source)]  # fmt: skip
-    for each in (_at(loader, path) for loader in _loaders_of(source) for path in ("", "dataset")):
-        counted = [name for name, value in getattr(each, "__dict__", {}).items() if type(value) is int]
-        kept.append((each, [name for name in counted if "epoch" in name or name == "iteration"]))
+    for path, each in ((path, _at(loader, path)) for loader in _loaders_of(source) for path in ("", "dataset")):
+        whole = [name for name, value in getattr(each, "__dict__", {}).items() if type(value) is int]
+        epochs = [name for name in whole if "epoch" in name or name == "iteration"]
+        kept.append((each, epochs, [name for name in whole if path and name not in epochs]))
     if starts_over(source):
-        kept.append((source, [name for name, value in vars(source).items() if _is_of_order(value)]))
+        kept.append((source, [name for name, value in vars(source).items() if _is_of_order(value)], []))
     return kept
 
 
@@ -371,7 +387,7 @@ def resume(
             )
     else:
         set_generators(source, saved["start"])
-        set_order(source, saved["start"] and saved["start"].get("order"))
+        set_order(source, saved, "start")
         batches = drop(announcer, opens(source, count), count, saved.get("before"))
     set_generators(source, saved["now"])
     return batches

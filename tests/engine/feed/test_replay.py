@@ -390,10 +390,33 @@ class Counting(Loader):
         return (self.batches[place] for place in order)
 
 
+class Negatives(Loader):
+    """Goes on through a list with each batch, from epoch to epoch, as data sets of word2vec draw their negatives."""
+
+    def __init__(self, setting=0):
+        super().__init__()
+        self.dataset = types.SimpleNamespace(place=0, setting=setting)
+
+    def __iter__(self):
+        for _ in self.batches:
+            self.dataset.place += 7
+            yield self.batches[self.dataset.place % len(self.batches)]
+
+
+def test_a_number_of_the_data_set_that_counts_no_batches_is_the_script_s(tmp_path):
+    """A setting that was changed between two runs stays as the script has it: no batch has changed the number."""
+    killed(tmp_path, 45, loader=Negatives(setting=1))
+    loader = Negatives(setting=2)
+    train(tmp_path, loader=loader)
+
+    assert loader.dataset.setting == 2
+
+
 @pytest.mark.parametrize(
     "make",
     [
         Counting,
+        Negatives,
         lambda: Counting(types.SimpleNamespace()),
         lambda: Dice(random.Random(1)),
         lambda: Dice(np.random.RandomState(1)),
