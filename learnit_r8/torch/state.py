@@ -296,6 +296,8 @@ def damaged_copy(model: torch.nn.Module) -> str:
     """
     own = model.state_dict()
     meant = not_finite(own).keys()
+    # A model of an earlier training that nothing holds any more is no copy.
+    gc.collect()
     for each in gc.get_objects():
         is_network = type(each) is type(model)
         if is_network or (type(each) in (dict, OrderedDict) and own.keys() == each.keys()):

@@ -20,6 +20,7 @@ from learnit_r8.engine.settings import grouped
 from learnit_r8.events.event import describe
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
+from learnit_r8.torch.state import damaged_copy
 from tests.torch_common import DIGITS, classifier, descend, sgd
 
 NAN = float("nan")
@@ -401,3 +402,15 @@ def test_an_average_that_keeps_nan_is_named(is_given):
 
     assert len(named) == (not is_given)
     assert all(bool(each.isfinite().all()) for each in average.parameters()) == is_given
+
+
+def test_a_damaged_model_that_nothing_holds_is_no_copy():
+    """A network of an earlier training, which only the next collection takes away, is not named."""
+    model, earlier = classifier(), classifier()
+    earlier[0].weight.data.fill_(NAN)
+    earlier.__dict__["itself"] = earlier
+    assert damaged_copy(model) == "Sequential"
+
+    del earlier
+
+    assert damaged_copy(model) == ""
