@@ -256,7 +256,7 @@ def look_at(storage: SampleStorage, rng: np.random.Generator, *, weighed: Outloo
     limit, judged = None, uses > 0
     if evidence is not None:
         by_group = storage.group_labels is not None
-        limit = MarginLimit.of(records, evidence, precision=PRECISION, by_group=by_group)
+        limit = MarginLimit.of(records, evidence, precision=PRECISION, by_group=by_group, is_weighed=storage.is_weighed)
     # While all others get better, those that margins left out or weighed less keep high losses: two humps that say
     # nothing. Nobody is left out by the margins of a policy that weighs.
     if weighed is not None:

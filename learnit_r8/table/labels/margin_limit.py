@@ -37,7 +37,9 @@ class MarginLimit(NamedTuple):
     levels: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())
 
     @classmethod
-    def of(cls, records: Any, evidence: Any, *, precision: float, by_group: bool) -> MarginLimit | None:
+    def of(
+        cls, records: Any, evidence: Any, *, precision: float, by_group: bool, is_weighed: bool = False
+    ) -> MarginLimit | None:
         """The limit of the list that the margins give for this precision; None where nobody is left out.
 
         Args:
@@ -45,6 +47,7 @@ class MarginLimit(NamedTuple):
             evidence: EVIDENCE[M].
             precision: Least share of the list to be wrong, as estimated, in (0, 1).
             by_group: Whether to protect groups, see `Suspicion.flags`.
+            is_weighed: Whether losses have had weights; until then they get some only where labels are surely wrong.
         """
         visits = evidence["visits"]
         judged = np.flatnonzero(visits >= LEAST_USES)
@@ -61,7 +64,7 @@ class MarginLimit(NamedTuple):
         group = (records["group"] if by_group else evidence["given"])[judged].astype(np.int64)
         fitted, _, chosen = mirror_margins(margin[is_fresh].astype(np.float64), group[is_fresh], precision)
         if len(chosen):
-            return limit._replace(least=float(fitted[chosen[-1]]), levels=_levels(fitted))
+            return limit._replace(least=float(fitted[chosen[-1]]), levels=_levels(fitted, is_sure=not is_weighed))
         # Those left out are what lists of this precision have held.
         return None if is_fresh.all() else limit._replace(levels=((math.inf,), (precision,)))
 
@@ -101,12 +104,12 @@ def _flagged(margin: NDArray[np.float32], least: float, group: NDArray[Any] | No
     return flagged
 
 
-def _levels(margin: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _levels(margin: NDArray[np.float64], *, is_sure: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The lowest margin of each score above 0, which never falls with the margin, and the scores.
 
     A list must hold what was asked for, so it is fitted with caution; a weight must neither be too high nor too low.
     """
-    mirror = Mirror.of(margin, caution=0.0)
+    mirror = Mirror.of(margin, caution=0.0, is_sure=is_sure)
     score = np.zeros(len(margin)) if mirror is None else mirror.score(margin)
     order = np.flatnonzero(score > 0)
     order = order[np.argsort(margin[order])]

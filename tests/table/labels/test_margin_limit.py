@@ -43,6 +43,17 @@ def test_nobody_is_left_out_without_reason(change):
         assert limited(seed, **change)[0] is None
 
 
+def test_weights_begin_only_where_labels_are_surely_wrong():
+    """As that is asked in each pass: what names suspects once is too little to begin with, and enough to go on."""
+    limit, evidence, records, _ = limited(1, wrong=0.02)
+    later = MarginLimit.of(records, evidence, precision=0.7, by_group=True, is_weighed=True)
+
+    assert flags(limit, evidence, records).any()
+    assert limit.levels == ((), ())
+    assert len(later.levels[0]) > 1
+    assert limited(wrong=0.2)[0].levels[0]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_what_was_left_out_stays_out(share):
     """Samples behind the others stay out, whatever the others are like now, of whom some have one visit more."""
