@@ -97,7 +97,7 @@ class PlaceSearch:
         except Exception as error:
             # A step of the user's own may need none, and layers may run within its step alone.
             is_alone = isinstance(error, (NotImplementedError, AttributeError))
-            raises = "the model does not run by itself" if is_alone else "the model raises as the batch runs again"
+            raises = "the model does not run by itself" if is_alone else "the model raises as R8 runs the batch again"
             what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             what, odd = f"{raises} ({what})", not_finite(self._batch)
             found = Finding(UNKNOWN, what)

@@ -36,7 +36,7 @@ REFUSAL = Refusal(9, math.nan, 1.0, is_finite=False, is_gradient=False, backups=
     ("error", "said"),
     [
         (NotImplementedError("no call()"), "the model does not run by itself (NotImplementedError: no call())"),
-        (ValueError("not a simplex"), "the model raises as the batch runs again (ValueError: not a simplex)"),
+        (ValueError("not a simplex"), "the model raises as R8 runs the batch again (ValueError: not a simplex)"),
     ],
 )
 def test_a_model_without_a_forward_pass_of_its_own_raises_nothing(error, said):

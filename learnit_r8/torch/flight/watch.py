@@ -466,7 +466,7 @@ def describe_run(trace: Trace, *, has_loss: bool) -> str:
 def finding_of(trace: Trace) -> Finding:
     """What the first operation that goes wrong says."""
     if trace.error is not None:
-        return Finding(UNKNOWN, f"the model raises as the batch runs again ({describe_error(trace.error)})")
+        return Finding(UNKNOWN, f"the model raises as R8 runs the batch again ({describe_error(trace.error)})")
     fault = trace.fault
     if fault is None:
         if trace.first_module:
