@@ -130,7 +130,7 @@ class Feed:
         self.is_counted = False
         self.has_asked = self.is_in_epochs = self._is_repeated = self._is_interrupted = False
         self._updates = self.num_iterations = 0
-        self._long_pass = self._went_on_at = -1
+        self._long_pass = -1
         # Until batches() iterates over a loader that can.
         engine.table.storage.exclusions.are_left_out = False
 
@@ -173,8 +173,6 @@ class Feed:
     def iterate(self, loader: Any, measure: BatchMeasure, samples: BatchSamples) -> Iterator[Any]:
         """One run through the user's iterable, or what is left of it; see `R8Scheduler.batches`."""
         engine, source, pace, controller = self.engine, self.source, self.engine.pace, self.engine.controller
-        if self._is_interrupted:
-            self._go_on_with_left_pass()
         self.give_up_open()
         this = source.iteration = object()
         self.num_iterations += 1
@@ -220,8 +218,7 @@ class Feed:
             # A break: if the run goes on, the signals are taken again.
             engine.requests.leave()
             raise
-        except BaseException:
-            # Ctrl-C, or an error of the loader's.
+        except KeyboardInterrupt:
             self._is_interrupted = source.iteration is this
             raise
         finally:
@@ -315,30 +312,18 @@ class Feed:
         if pace.is_over:
             engine.draw_nothing()
 
-    @property
-    def _is_left(self) -> bool:
-        """Whether a pass was left in its midst; a look at a batch that was not trained on is none."""
-        source, pace = self.source, self.engine.pace
-        return bool(source.taken) and not (source.is_resumed or pace.has_ended) and pace.turns != source.first_turn
-
     def end_left_pass(self) -> None:
-        """End a pass that was left by a break."""
-        if self._is_left:
-            self.mark_ended()
+        """End a pass that was left by a break; a look at a batch that was not trained on is no epoch.
 
-    def _go_on_with_left_pass(self) -> None:
-        """Have the next iteration go on where a loop was interrupted, as that of a resumed run does.
-
-        An iterator does so by itself. Where nothing was trained on since the last time, as a batch raises whenever it
-        comes, the pass is over.
+        Where Ctrl-C has left it, it goes on where it was instead.
         """
-        source, pace, self._is_interrupted = self.source, self.engine.pace, False
-        self.give_up_open()
-        self.trainer.settle()
-        can_go_on = not pace.is_over and self.engine.agreement.ranks is None and pace.turns != self._went_on_at
-        if self._is_left and can_go_on and not source.goes_on:
-            self._went_on_at = pace.turns
-            source.load(source.state())
+        source, pace = self.source, self.engine.pace
+        was_interrupted, self._is_interrupted = self._is_interrupted, False
+        if not source.taken or source.is_resumed or pace.has_ended or pace.turns == source.first_turn:
+            return
+        may_go_on = was_interrupted and not pace.is_over and self.engine.agreement.ranks is None
+        if not (may_go_on and source.go_on()):
+            self.mark_ended()
 
     def end_whole_pass(self) -> None:
         """End the pass as the run is closed, if a break in its last batch has left it; of several processes, others may
@@ -491,8 +476,6 @@ class Feed:
         """Yield the numbers of epochs until the budget is spent; see `R8Scheduler.epoch_iterator`."""
         engine, pace = self.engine, self.engine.pace
         self.is_in_epochs = True
-        # A loop over epochs ends in mid pass only if it is interrupted.
-        self._go_on_with_left_pass()
         try:
             while True:
                 self.give_up_open()

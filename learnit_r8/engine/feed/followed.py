@@ -271,10 +271,17 @@ class FollowedBatches(Source):
         """Whether a saved place waits for the next iteration."""
         return self._resumed is not None
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether the next iteration begins where the last one was left, by itself."""
-        return replay.goes_on(self._source)
+    def go_on(self) -> bool:
+        """Have the next iteration go on in this pass, as that of a resumed run does.
+
+        Returns:
+            Whether that is needed: an iterator does so by itself.
+        """
+        if replay.goes_on(self._source):
+            return False
+        self._resumed = self.state()
+        self.taken, self._out = self.num_taken, []
+        return True
 
     def take_resumed(self) -> Mapping[str, Any] | None:
         """The saved place that waits, which is no longer waiting then; None without one."""
