@@ -3,6 +3,7 @@
 import gc
 import os
 import re
+import signal
 import sys
 import time
 
@@ -21,6 +22,14 @@ pytest.register_assert_rewrite("tests.common")
 
 # What an import makes is no garbage: to look for some takes a third of the time in which the tests are collected.
 gc.disable()
+
+
+@pytest.fixture
+def python_handles_ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, as in a terminal: a shell lets what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -15,6 +15,7 @@ from learnit_r8.streams import epoch_stream, step_stream, take
 pytestmark = [
     pytest.mark.skipif(os.name != "posix", reason="signals of other processes"),
     pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("python_handles_ctrl_c"),
 ]
 X = np.random.default_rng(0).normal(size=(64, 4)).astype("f4")
 Y = X.sum(1, keepdims=True)
@@ -22,13 +23,6 @@ Y = X.sum(1, keepdims=True)
 
 class Failure(Exception):
     """What ends a run."""
-
-
-@pytest.fixture(autouse=True)
-def _python_handles_ctrl_c():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def scheduler(**more):

@@ -185,6 +185,7 @@ def test_a_pass_that_is_left_by_a_break_was_an_epoch():
     assert r8.global_step == 6
 
 
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 @pytest.mark.parametrize("head", ["epoch_iterator", "range"])
 def test_a_loop_that_ctrl_c_has_ended_goes_on_within_its_epoch(head):
     """Run again, as a cell of a notebook is, the loop goes on to the bit as if nothing had come between; twice."""
@@ -219,6 +220,7 @@ def test_a_loop_that_ctrl_c_has_ended_goes_on_within_its_epoch(head):
     np.testing.assert_array_equal(line.weights, plain.weights)
 
 
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 def test_an_iterator_goes_on_by_itself_after_ctrl_c():
     """Nothing of it is skipped, as it has its place."""
 

@@ -178,6 +178,7 @@ def test_an_optimizer_within_another_is_healed(tmp_path):
     assert all(bool(each["momentum_buffer"].isfinite().all()) for each in optimizer.base.state.values())
 
 
+@pytest.mark.usefixtures("python_handles_ctrl_c")
 @pytest.mark.parametrize("workers", [{}, {"num_workers": 1, "persistent_workers": True}])
 def test_a_loop_that_ctrl_c_has_ended_goes_on_within_its_epoch(workers):
     """Run again with the same adapter, it takes the rest of a shuffled loader; the table has learned all of it."""
