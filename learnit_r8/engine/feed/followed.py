@@ -340,9 +340,10 @@ class FollowedBatches(Source):
         self._source, self._start, self._was_placed = source, resumed["start"], True
         if pace.passes or pace.has_ended:
             replay.begin_as_once(source)
-        for each in self._began:
-            # The pass that goes on in this process began with the random number that this takes.
-            each._iterator = None
+        else:
+            # The first pass, which goes on in this process, began with the random number that this takes.
+            for each in self._began:
+                each._iterator = None
         self.first_turn, self.length = pace.turns - (self.taken > 0), self._length_of(source)
         self.batches = iter(())
         if not pace.has_ended:
