@@ -162,7 +162,7 @@ def test_without_a_load_callback():
     assert (live.can_restore, live.put(Backup(0, 0, state=1)), live.of_trial) == (False, False, None)
 
 
-def test_one_weight_that_has_grown_at_once_all_others():
+def test_one_weight_that_has_outgrown_all_others():
     """A weight of 1,000 among hundreds hardly moves their mean; from the first state on they may grow so."""
     weights, model = np.linspace(-1.0, 1.0, 999), Layers()
     model.parts = {"model": {"w": weights, "bias": np.full(2, 0.03)}}

@@ -274,8 +274,8 @@ class Mirror(NamedTuple):
         fit = fit_odds(*sides, least_rise=least_rise, caution=caution * math.sqrt(effect))
         gain, rising = fit.gain / max(alike, effect), fit.rising / max(alike, effect)
         is_single = sample is None and not is_binary
-        of_single = (SURE_GAIN, SURE_RISING) if is_sure else (LEAST_GAIN, LEAST_RISING)
-        is_likely = gain >= of_single[0] or rising >= of_single[1] if is_single else gain >= LEAST_GAIN_OF_OTHERS
+        least_gain, least_rising = (SURE_GAIN, SURE_RISING) if is_sure else (LEAST_GAIN, LEAST_RISING)
+        is_likely = gain >= least_gain or rising >= least_rising if is_single else gain >= LEAST_GAIN_OF_OTHERS
         # Of a network that has learnt nothing, right labels look wrong as often by large margins as by small ones.
         if not fit.slope or not is_likely or fit.gain < LEAST_GAIN_EACH * len(positive):
             return None
