@@ -51,6 +51,12 @@ class Mutant(NamedTuple):
 # fmt: off
 MUTANTS = [Mutant(*each) for each in (
     # recovery/
+    ("recovery/recovery.py", "            self.state.watch_steps()\n            is_again", "            is_again",
+     "torch/own/test_bad_batches.py -k come_again", "each gradient of NaN behind a finite loss costs a restore"),
+    ("torch/stepper.py", "            each.grad = gradient\n", "            pass\n",
+     "torch/own/test_bad_batches.py -k kept_from", "a loop that reads its gradients after a step finds none"),
+    ("keras/own_batches.py", "if self._has_ruined():", "if False:",
+     "contract/test_data.py -m program -k 'recurring_hidden_nan and keras'", "each costs a restore in Keras"),
     ("recovery/quarantine.py", ">= OWN_LOSSES]", "> OWN_LOSSES]",
      "recovery/test_quarantine.py -k own_loss", "a bad sample costs one batch more"),
     ("recovery/quarantine.py", "self._num_clean_refused += bool(self.counts)", "pass",
@@ -444,7 +450,7 @@ MUTANTS = [Mutant(*each) for each in (
      "a NaN in the padding refuses the batch"),
     ("torch/losses.py", "(1 - label_smoothing) + label_smoothing / 2", "(1 - label_smoothing) + label_smoothing",
      "torch/test_predictions.py -k smoothing", "label smoothing of two classes is wrong"),
-    ("torch/stepper.py", "if self._saved is not None:\n            # A step has raised.", "if False:",
+    ("torch/stepper.py", "if self._saved is not None or self._withheld:\n            # A step has raised.", "if False:",
      "torch/own/test_healing.py -k raises", "a step that raises after a restore lowers the rate for good"),
     ("torch/stepper.py", "rate.clone() if hasattr(rate, \"clone\") else rate", "rate",
      "torch/own/test_healing.py -k factor", "a rate in a tensor falls at every step after a restore"),

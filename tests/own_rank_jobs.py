@@ -15,7 +15,7 @@ from learnit_r8.engine.settings import grouped
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from learnit_r8.torch.distributed import exchange
-from tests.torch_common import Attention, X, Y
+from tests.torch_common import Attention, NanGradient, X, Y
 
 
 class Stream:
@@ -111,10 +111,13 @@ def known_run(rank, length):
     return known
 
 
-def recurring_run(rank, lengths, bad):
-    """Train with one batch of rank 1 that is multiplied by ``bad``; batches refused, restores, and the weights."""
+def recurring_run(rank, lengths, bad, is_hidden=False):
+    """Train with one batch of rank 1 that is multiplied by ``bad``; batches refused, restores, and the weights.
+
+    Where it is hidden, its gradient is NaN instead, and its loss is finite.
+    """
     model, optimizer, stream = begun(rank, lengths[rank])
-    if rank:
+    if rank and not is_hidden:
         stream.batches[10] = stream.batches[10] * bad
     happened = []
     adapter = attach(model, optimizer, stream.batches, num_epochs=4, handle_signals=False, listeners=[happened.append])
@@ -123,6 +126,8 @@ def recurring_run(rank, lengths, bad):
         for _ in adapter.epochs():
             for batch in adapter.batches():
                 loss = loss_of(model, batch)
+                if rank and is_hidden and batch is stream.batches[10]:
+                    loss = NanGradient.apply(loss)
                 if adapter.report(loss):
                     step_of(optimizer, loss)
         adapter.close()

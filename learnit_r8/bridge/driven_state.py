@@ -17,18 +17,14 @@ import numpy as np
 from ..sources.random_generators import random_state, set_random_state
 from ..state import codec
 from ..state.callbacks import OWN, Callbacks
-from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, not_finite, open_node, pack, unpack
+from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, open_node, pack, unpack
+from .host import has_ruined
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
     from ..sources.ticket import Outcome
 
 _NOTHING: Any = object()
-
-HIDDEN = (
-    "step {:,}: the step has made numbers of the state not finite, which the loss need not show, as where a rectifier "
-    "turns NaN into 0: its batch is refused, as will be any other that does so."
-)
 
 NOT_HELD = "checkpoints cannot hold {}: it is left out, and stays as it is when they are loaded."
 
@@ -103,8 +99,7 @@ class DrivenState:
             loss: The loss, or those of the samples or of parts.
             report: Reports it; gets NaN in its place where the step has made the state not finite.
         """
-        if is_ruined(r8, after):
-            r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
+        if has_ruined(r8, lambda: {"state": map_leaves(lambda leaf, *_: leaf, after, holders=True)}):
             loss = np.full(np.shape(loss), np.nan)
         num_loads, is_good = self._num_loads, False
         self._after = after
@@ -178,16 +173,6 @@ class DrivenState:
         if is_resume or not from_ram:
             set_random_state(source["random"])
         return source.get(OWN)
-
-
-def is_ruined(r8: R8Scheduler, state: Any) -> bool:
-    """Whether numbers of a state are not finite; looked for once that was found though the losses were finite."""
-    persistence = r8.controller.live.persistence
-    # Several processes would have to agree.
-    if not persistence.backup_timer.was_damaged or persistence.agreement.ranks is not None:
-        return False
-    opened = map_leaves(lambda leaf, *_: leaf, state, holders=True)
-    return not persistence.backup_timer.meant.issuperset(not_finite({"state": opened}))
 
 
 def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -296,6 +297,8 @@ class OwnBatchesCallback(FitCallback):
         losses, rate = recorder.read(logs), recorder.rate
         if rate is None or was_lowered or self._rates.variable is not recorder.rate_variable:
             rate = self._rates.value
+        if self._has_ruined():
+            losses = [math.nan] * len(losses)
         is_undone = False
         batches.note_batch(recorder.function.batch)
         expect_rivals(r8, recorder.num_losses, self._num_optimizers)

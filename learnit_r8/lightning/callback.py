@@ -391,6 +391,11 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
         if self._batches is not None:
             self._batches.begin(batch)
 
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Look at the gradient, which Lightning computes within the optimizer's step."""
+        if self._attached is not None and getattr(trainer.precision_plugin, "scaler", None) is None:
+            self._adapter.look_before_step(optimizer)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Report the losses of the batch, if that was not done before its step; end the training with the budget.
 

@@ -74,7 +74,6 @@ class BackupTimer:
         is_look_due: Whether a look at every number is.
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
-        was_damaged: Whether something else was once, though the losses were finite.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
         variances: Finds running statistics that a batch has ruined.
@@ -88,7 +87,6 @@ class BackupTimer:
         self.when, self.is_usual, self.is_early = when, is_usual, False
         self.clean_step = -1
         self.meant: set[str] = set()
-        self.was_damaged = False
         self.not_healed: frozenset[str] = frozenset()
         self._agreement = agreement or Agreement()
         self._announcer = announcer

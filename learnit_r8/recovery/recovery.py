@@ -66,6 +66,12 @@ NOTHING_TO_RESTORE = (
 )
 
 
+LEFT_OUT = (
+    "step {:,}: a gradient is not finite, so the optimizer's step was left out ({} so far). Weights were not finite "
+    "before, and each gradient is looked at since then."
+)
+
+
 class RecoveryController:
     """Answers refused losses.
 
@@ -306,6 +312,22 @@ class RecoveryController:
         if self.early.are_dying or self.state.early.trial is not None or self.early.is_measuring:
             self.state.is_look_due = True
 
+    @property
+    def watches_steps(self) -> bool:
+        """Whether each gradient is to be looked at before its step, as weights were not finite; see `left_out_step`."""
+        return self.lineage.updates < self.state.watched_until
+
+    def left_out_step(self, step: int) -> None:
+        """Note that a step was left out, as its gradient is not finite.
+
+        Args:
+            step: Steps reported.
+        """
+        self.state.watch_steps()
+        self._incidents.num_withheld = count = self._incidents.num_withheld + 1
+        if not count & (count - 1):
+            self._announcer.say_once(f"withheld {count}", LEFT_OUT.format(step, count), is_warning=count == 1)
+
     # Alarms.
 
     def begin_call(self, step: int, lr: float) -> None:
@@ -469,7 +491,7 @@ class RecoveryController:
         elif not self.experiment.is_open:
             # After a clean check it is another fault, unless the state that was put back is still on proof.
             last, self._damaged_step = self._damaged_step, step
-            timer.was_damaged = True
+            self.state.watch_steps()
             is_again = last is not None and (timer.clean_step <= last or self.lineage.is_proving)
             if is_again:
                 timer.note_lasting(array)
@@ -712,6 +734,8 @@ class RecoveryController:
 
     def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, is_tested: bool = True) -> None:
         """Go on from a state that was put back."""
+        if alarm is Alarm.NOT_FINITE:
+            self.state.watch_steps()
         if self.early.break_off(is_damaged=True):
             # A trial has no other state than the initial one to go back to, which what was kept aside is better than.
             self._refusals.bad_in_a_row = 0
@@ -853,6 +877,9 @@ class RecoveryController:
             parts.append(f"weights tested with {num_probes} batch{'es' * (num_probes > 1)}")
         if num_transient := self._incidents.num_transient:
             parts.append(f"{num_transient} transient faults, finite when computed once more")
+        if num_withheld := self._incidents.num_withheld:
+            steps = "one step" if num_withheld == 1 else f"{num_withheld:,} steps"
+            parts.append(f"{steps} left out for gradients that were not finite")
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         incidents = self._incidents.summary(is_over=is_over)

@@ -37,6 +37,10 @@ least number after a restore at which that says anything."""
 MOST_RESTORES = 3
 """Restores to one state in a row, after which an older one is tried."""
 
+WATCHED, WATCHED_TIMES = 1000, 2
+"""Updates in which each gradient is looked at after weights that were not finite: so many, and as many times those so
+far. A sample that comes once in an epoch is seen again, and a fault that never does costs a look for a while."""
+
 LOOPING, LOOP_STEPS = 3, 100
 """So many experiments that found healthy weights within so many steps: the loss alarms without them."""
 
@@ -430,6 +434,7 @@ class IncidentLog(SavedFields):
         current: The incident; None if there is none.
         num_restored, num_probes: Restores and probes so far.
         num_transient: Steps that were not finite, and finite when they were computed once more.
+        num_withheld: Steps that were left out, as their gradients were not finite though the losses were.
         kinds: How many incidents of each kind have ended in which a loss was refused or the model restored, and what
             was found in the last one.
         num_high: Batches refused for their high losses alone, where no state was put back.
@@ -440,6 +445,7 @@ class IncidentLog(SavedFields):
     num_restored: int = 0
     num_probes: int = 0
     num_transient: int = 0
+    num_withheld: int = 0
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict, metadata=NOT_SAVED)
     num_high: int = 0
 
@@ -524,6 +530,7 @@ class RecoveryState(SavedFields):
         steady_left: Batches of low-loss samples still to draw.
         looked_last_at: The step of the last look at the end of a run; a resumed one may have more steps.
         num_equal: Equal losses in a row.
+        watched_until: Updates until which each gradient is looked at before its step.
     """
 
     limit: RateLimit
@@ -537,6 +544,11 @@ class RecoveryState(SavedFields):
     steady_left: int = 0
     looked_last_at: int = -1
     num_equal: int = 0
+    watched_until: int = 0
+
+    def watch_steps(self) -> None:
+        """Have each gradient looked at from now on, as one was not finite, or the weights were not."""
+        self.watched_until = WATCHED + (1 + WATCHED_TIMES) * self.lineage.updates
 
     def lower_rate(self, rate: float, *, reason: str, **how: Any) -> None:
         """Hold the rate below one at which training went wrong, see `RateLimit.lower`, and tell listeners why."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from .._validation import loop_method, no_attribute
@@ -131,11 +132,18 @@ class Adapter:
         is_plain = all(each.is_cpu and isinstance(each, torch.nn.Parameter) for each in training.model.parameters())
         can_look = self.num_ranks == 1 and is_plain and not self.state.is_sharded
         stepper = self._stepper if can_look or self._stepper.counted is not None else None
+        can_agree = self.num_ranks == 1 or isinstance(training.model, DistributedDataParallel)
+        may_withhold = can_agree and not self.state.is_sharded
         are_own, is_alone = scheduler.host.rates.are_own, len(training.optimizers) == 1
+        self._step_hooks: list[StepHooks] = []
         for each in training.optimizers if are_own else training.optimizers[:1]:
             watch = ScheduleWatch(each, self.state, accumulate=self._stepper.accumulate) if are_own else None
-            if stepper is not None or watch is not None:
-                StepHooks(scheduler, each, stepper, looks=can_look, is_alone=is_alone, schedules=watch)
+            self._step_hooks.append(
+                StepHooks(
+                    scheduler, each, stepper, looks=can_look, may_withhold=may_withhold, is_alone=is_alone,
+                    schedules=watch,
+                )
+            )  # fmt: skip
             stepper = None
         self._losses.set_rates(scheduler.lr)
         if feed is not None and source is None:
@@ -669,6 +677,12 @@ class Adapter:
     def hold(self, batch: Any) -> None:
         """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
         self._losses.hand_out(batch)
+
+    def look_before_step(self, optimizer: Any) -> None:
+        """Look at the gradient of a step that is about to be taken, where an optimizer computes it within its step."""
+        for each in self._step_hooks:
+            if optimizer in each.optimizers:
+                each.withhold(optimizer)
 
     @contextlib.contextmanager
     def before_gradient(self) -> Iterator[None]:

@@ -178,9 +178,7 @@ class Stepper:
 
     def norm(self) -> torch.Tensor:
         """0-dim, a norm of the gradient that is not finite if the gradient is not."""
-        gradients = [each.grad for each in self._parameters() if each.grad is not None]
-        norms = [each.coalesce().values() if each.is_sparse else each for each in gradients]
-        return torch.stack(torch._foreach_norm(norms)).sum() if norms else torch.zeros(())
+        return _norm_of([each.grad for each in self._parameters() if each.grad is not None])
 
     @property
     def advice(self) -> str:
@@ -318,40 +316,52 @@ class Stepper:
             self._plain.zero_grad()
 
 
+def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
+    found = [each.coalesce().values() if each.is_sparse else each for each in gradients]
+    # A sum of squares would overflow in half precision; of no numbers there is no largest.
+    largest = torch._foreach_norm([each for each in found if each.numel()], math.inf) if found else ()
+    return torch.stack(largest).sum() if largest else torch.zeros(())
+
+
 class StepHooks:
     """What happens around the steps of an optimizer, whoever takes them; the optimizer, or the one within it that takes
     its steps, holds it by its hooks.
 
-    Before a step its gradient is looked at, one time in `DEAD_EVERY`. A rate of the user's own is lowered for the
-    duration of the step, if recovery asks for it, so that whatever sets the rate, even a recursive schedule, never sees
-    that.
+    Before a step its gradient is looked at, one time in `DEAD_EVERY`. Once weights were not finite it is before each:
+    one that is not finite is kept from the optimizer for the duration of the step, which changes nothing then. So is a
+    rate of the user's own that is lowered, if recovery asks for it: whatever sets the rate, even a recursive schedule,
+    never sees that.
 
     Args:
         r8: The run, which the optimizer may outlive.
         optimizer: A `torch.optim.Optimizer`, or what wraps one.
         stepper: Counts the steps; None where it takes none of this optimizer.
         looks: Whether gradients are looked at.
+        may_withhold: Whether what is seen of them is the same in all processes.
         is_alone: Whether there is no other optimizer. Where a loop steps several, as of networks that train against
             each other, losses are no measure of progress.
         schedules: Looks at its schedules in a resumed run; None where its rate is not the user's own.
     """
 
     def __init__(
-        self, r8: R8Scheduler, optimizer: Any, stepper: Stepper | None, *, looks: bool, is_alone: bool,
-        schedules: ScheduleWatch | None,
+        self, r8: R8Scheduler, optimizer: Any, stepper: Stepper | None, *, looks: bool, may_withhold: bool,
+        is_alone: bool, schedules: ScheduleWatch | None,
     ) -> None:  # fmt: skip
         self._run, self._stepper, self._is_alone, self._schedules = weakref.ref(r8), stepper, is_alone, schedules
-        self._looks = looks
+        self._looks, self._may_withhold = looks, may_withhold
         self._saved: list[Any] | None = None
+        self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._put_back: weakref.WeakSet[Any] = weakref.WeakSet()
-        for each in inner_optimizers(optimizer).values() or [plain_optimizer(optimizer)]:
+        self.optimizers = [*inner_optimizers(optimizer).values()] or [plain_optimizer(optimizer)]
+        for each in self.optimizers:
             if hasattr(each, "register_step_pre_hook"):
                 each.register_step_pre_hook(self._before)
 
-    def _before(self, optimizer: Any, *_: Any) -> None:
+    def _before(self, optimizer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         r8, stepper = self._run(), self._stepper
-        if self._saved is not None:
+        if self._saved is not None or self._withheld:
             # A step has raised.
+            self._withheld = []
             self._after(optimizer)
         if r8 is None:
             return
@@ -369,25 +379,56 @@ class StepHooks:
             may_look = self._looks and controller.watches_gradients and not controller.experiment.is_open
             if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:
                 controller.note_gradients(*stepper.gradient_sizes())
+        # A closure computes the gradient later.
+        if controller.watches_steps and all(each is None for each in (*given[1:], *named.values())):
+            self.withhold(optimizer)
         if self._schedules is None:
             return
         if self._schedules.state.is_resumed:
             self._schedules.look(r8)
         factor = 1.0 if controller.is_quiet else r8.lr_factor
         if factor != 1:
-            if optimizer not in self._put_back:
-                # From the first rate on that is lowered.
-                self._put_back.add(optimizer)
-                optimizer.register_step_post_hook(self._after)
+            self._hear_end(optimizer)
             rates = [group["lr"] for group in optimizer.param_groups]
             self._saved = [rate.clone() if hasattr(rate, "clone") else rate for rate in rates]
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 put_rate(group, rate * factor)
 
+    def withhold(self, optimizer: Any) -> None:
+        """Keep a gradient that is not finite from the optimizer until its step is over: without one it changes nothing.
+
+        Only once weights were not finite, as each look reads a number back from the device.
+        """
+        r8 = self._run()
+        if r8 is None or not (r8.controller.watches_steps and self._may_withhold):
+            return
+        held = [(each, each.grad) for group in optimizer.param_groups for each in group["params"]]
+        held = [(each, gradient) for each, gradient in held if gradient is not None]
+        gradients = [gradient for _, gradient in held]
+        devices = {each.device for each in gradients}
+        norms = [_norm_of([each for each in gradients if each.device == device]) for device in devices]
+        # A loss scaler that has the optimizer leave the step out says so.
+        if all(bool(each.isfinite()) for each in norms) or getattr(optimizer, "found_inf", None) is not None:
+            return
+        self._withheld = held
+        for each, _ in held:
+            each.grad = None
+        self._hear_end(optimizer)
+        r8.controller.left_out_step(r8.global_step)
+
+    def _hear_end(self, optimizer: Any) -> None:
+        """Have `_after` called, from the first step on that needs it."""
+        if optimizer not in self._put_back:
+            self._put_back.add(optimizer)
+            optimizer.register_step_post_hook(self._after)
+
     def _after(self, optimizer: Any, *_: Any) -> None:
         saved, self._saved = self._saved, None
         for group, rate in zip(optimizer.param_groups, saved or (), strict=False):
             put_rate(group, rate)
+        held, self._withheld = self._withheld, []
+        for each, gradient in held:
+            each.grad = gradient
 
 
 class SecondRun:

@@ -85,6 +85,7 @@ PROGRAM = {
         "huge_batch": ("keras", "keras own", "train_loop own"),
         "metrics": ("keras own", "train_loop own"),
         "nan_batch": ("keras own", "train_loop own"),
+        "recurring_hidden_nan": tuple(name for name in COLUMNS if name not in ("attach loader", "lightning own")),
         "nan_weight_after_a_resume": ("keras own", "train_loop own", "lightning own", "trainer own"),
     }.items()
     for name in names

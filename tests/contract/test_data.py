@@ -6,7 +6,7 @@ import pytest
 from learnit_r8 import events
 
 from . import task
-from .cells import rule
+from .cells import COLUMNS, rule
 from .run import Case, run
 
 NAN, HUGE = float("nan"), 1e4
@@ -119,3 +119,13 @@ def test_many_bad_batches(column):
         cases[f"{share:.0%}"] = Case(epochs=5, batch_faults={int(each): NAN for each in at})
 
     assert by_case(column, cases) == {}
+
+
+@rule([name for name in COLUMNS if name not in ("numpy", "numpy own")])
+def test_recurring_hidden_nan(column):
+    """Where such batches come again and again, those after the first few cost themselves and undo nothing else."""
+    case = Case(epochs=5, batch_faults=dict.fromkeys(range(7, 80, 9), NAN), activation="relu")
+    found = run(column, case)
+    num_restored = len(found.heard(events.RolledBack))
+
+    assert (complaints(found), num_restored <= 2) == ([], True), num_restored

@@ -52,6 +52,14 @@ def test_a_bad_sample_undoes_steps_at_its_first_visit_alone(pair):
     assert found[:2] == (4, 1)
 
 
+def test_a_gradient_of_nan_on_one_rank_undoes_steps_once(pair):
+    """It comes in each epoch behind a finite loss; from the second visit on no rank takes its step."""
+    found, other = pair.run(jobs.recurring_run, (20, 20), 1.0, True)
+
+    assert found == other
+    assert found[1] == 1
+
+
 def test_a_test_of_weights_repeats_dropout(pair):
     """Though other batches begin before the loss of the first one after a backup is known: the newest comes back."""
     (probes, restores), other = pair.run(jobs.dropout_run)

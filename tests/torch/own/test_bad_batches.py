@@ -17,6 +17,7 @@ from wild_scripts import clouds, seed_all
 from learnit_r8 import Backups
 from learnit_r8.torch import attach
 from learnit_r8.torch.flight.hand import MOST_OF_BUFFER
+from tests.torch_common import NanGradient
 
 NAN = float("nan")
 EPOCHS, SIZE = 6, 8
@@ -72,6 +73,67 @@ def test_nan_leaves_the_statistics_of_a_norm_as_they_were(has_loader):
     assert "model restored" not in adapter.summary()
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+OPTIMIZERS = {
+    "sgd": sgd,
+    "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
+    "fused": lambda model: torch.optim.Adam(model.parameters(), lr=0.01, fused=True),
+    "rmsprop": lambda model: torch.optim.RMSprop(model.parameters(), lr=0.001, momentum=0.9),
+}
+
+
+def train_with_nan_gradients(make, with_r8, *, faults, num_steps=96, is_watched=False, reports_first=True):
+    """A training in which some gradients are NaN though the losses are finite; model, optimizer, adapter."""
+    batches, model = (batches_of(*clouds()) * 4)[:num_steps], network()
+    optimizer, adapter = make(model), None
+    if with_r8:
+        adapter = attach(model, optimizer, batches, num_steps=num_steps)
+        if is_watched:
+            adapter.scheduler.controller.state.watch_steps()
+    for number, (inputs, labels) in enumerate(batches if adapter is None else adapter.batches()):
+        outputs = model(inputs)
+        loss = cross_entropy(NanGradient.apply(outputs) if number in faults else outputs, labels)
+        if adapter is not None and reports_first and not adapter.report(loss):
+            continue
+        optimizer.zero_grad()
+        loss.backward()
+        if adapter is not None or number not in faults:
+            optimizer.step(None)
+        if number in faults:
+            assert all(bool(each.grad.isnan().any()) for each in model.parameters())
+        if adapter is not None and not reports_first:
+            adapter.report(loss)
+    return model, optimizer, adapter
+
+
+@pytest.mark.parametrize("reports_first", [True, False], ids=["report, step", "step, report"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_gradient_of_nan_is_kept_from_the_optimizer(name, reports_first):
+    """Once weights were not finite, a step whose gradient is NaN is left out: to the bit as by hand, with its state."""
+    faults = {5, 40, 41, 95}
+    expected, of_expected, _ = train_with_nan_gradients(OPTIMIZERS[name], False, faults=faults)
+    given = {"is_watched": True, "reports_first": reports_first}
+    model, optimizer, adapter = train_with_nan_gradients(OPTIMIZERS[name], True, faults=faults, **given)
+
+    assert "; 4 steps left out for gradients that were not finite" in adapter.summary()
+    assert "model restored" not in adapter.summary()
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
+    for one, other in zip(of_expected.state.values(), optimizer.state.values(), strict=True):
+        for kept, found in zip(one.values(), other.values(), strict=True):
+            assert torch.equal(torch.as_tensor(kept), torch.as_tensor(found))
+
+
+def test_gradients_of_nan_that_come_again_cost_their_steps_alone():
+    """The first is found in the weights, which go back; the others undo nothing, and the run says how many they are."""
+    faults = set(range(10, 96, 9))
+    model, _, adapter = train_with_nan_gradients(sgd, True, faults=faults)
+    r8 = adapter.scheduler
+
+    assert "model restored once" in adapter.summary()
+    assert r8.state_dict()["recovery"]["incidents"]["num_withheld"] == len(faults) - 1
+    assert all(bool(each.isfinite().all()) for each in model.state_dict().values())
 
 
 def test_nan_leaves_a_hidden_state_as_it_was():
