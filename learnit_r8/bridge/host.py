@@ -51,7 +51,7 @@ def has_ruined(r8: R8Scheduler, get_state: Callable[[], Any]) -> bool:
     """
     persistence = r8.controller.live.persistence
     # Several processes would have to agree.
-    if not r8.controller.watches_steps or persistence.agreement.ranks is not None:
+    if not r8.controller.state.watches_steps or persistence.agreement.ranks is not None:
         return False
     is_ruined = not persistence.backup_timer.meant.issuperset(not_finite(get_state()))
     if is_ruined:

@@ -85,6 +85,11 @@ class SchedulerState(NamedTuple):
     state: Any = None
 
 
+FAR_GROWN = 100.0
+"""How many times as large as all others weights are that a bad batch or a stray write has ruined: at rates too high
+they grow tenfold in eight."""
+
+
 @dataclass(eq=False)
 class Backup(SavedFields):
     """A state to go back to, in RAM or in a checkpoint; what is saved of it is its record.

@@ -17,8 +17,21 @@ from ..events.incident import MENDED
 from ..sources.ticket import Ticket
 from ..state import tree
 from ..state.callbacks import call_load
-from ..state.tree import clone, fill, growth, leave_out, leaves, map_leaves, not_finite, num_float_arrays, outgrown
-from .backups import Backup
+from ..state.tree import (
+    Grown,
+    clone,
+    fill,
+    growth,
+    leave_out,
+    leaves,
+    map_leaves,
+    not_finite,
+    num_float_arrays,
+    outgrown,
+    peaks_of,
+    weights_in,
+)
+from .backups import FAR_GROWN, Backup
 from .policy import RestoreError
 
 if TYPE_CHECKING:
@@ -38,9 +51,6 @@ LEAST_GROWTH = 10.0
 """How many times as large weights are, at least, that make a variance 1,000 times as large; usual ones grow by less
 from one backup to the next, but for those that are next to nothing at first."""
 
-FAR_GROWN = 100.0
-"""The same for those that the step of a first batch has ruined: at rates too high they grow tenfold in eight."""
-
 MOST_SINGLE = 1e-3
 """Largest share of an array's numbers that a stray write or a fault of the memory is taken to have changed."""
 
@@ -48,6 +58,9 @@ JUMP = (
     "a stray write or a fault of the memory: {key!r} reaches {peak:.3g} (in {num:,} of {size:,} numbers), and was "
     "nowhere beyond {before:.3g} at step {step:,}"
 )
+
+MOST_SINGLES = 3
+"""Times that a single weight of an array is put back before that is taken as intended."""
 
 MOST_MENDED = 0.5
 """Largest share of the float arrays that is repaired; with more, the state counts as damaged."""
@@ -153,7 +166,7 @@ class LiveModel:
         ruined, backups = variances.ruined, [*reversed(self.persistence.backup.backups)]
         newest = next((each for each in backups if each.state is not None and variances.precede(each.state)), None)
         roots = {"params", *(key.split(".")[0] for key in ruined)}
-        grown = None if newest is None or get is None else outgrown(get(), newest.state, roots, least=LEAST_GROWTH)
+        grown = None if newest is None or get is None else _growth_of(get(), newest.state, roots, least=LEAST_GROWTH)
         if grown is not None:
             self.announcer.warn_once("variance", OF_WEIGHTS.format(next(iter(ruined)), self.step, grown.key))
         elif newest is not None and get is not None:
@@ -168,6 +181,43 @@ class LiveModel:
             text = STATISTICS.format(self.step, next(iter(ruined)), newest.step)
             self.announcer.say_once(f"statistics {self.step}", text, is_warning=self.num_statistics_put == 1)
         variances.note(ruined, are_put_back=is_put)
+
+    @property
+    def puts(self) -> list[str]:
+        """What was put back where no loss asked for it, in words."""
+        num, singles = self.num_statistics_put, self.persistence.backup_timer.singles
+        parts = [f"running statistics of norms put back {'once' if num == 1 else f'{num} times'}"] if num else []
+        return [*parts, *(f"a stray write found in {each!r}" for each in singles)]
+
+    def put_single(self) -> None:
+        """Put back a single weight that was written into, see `BackupTimer.stray_in`, unless that has not helped."""
+        persistence, timer = self.persistence, self.persistence.backup_timer
+        get, newest, stray = persistence.callbacks.state, persistence.backup.newest, timer.stray
+        timer.stray = None
+        assert stray is not None
+        assert get is not None
+        assert newest is not None
+        before: Any = dict(leaves(newest.state)).get(stray.key)
+        is_put = False
+
+        def mended(leaf: Any, *path: Any) -> Any:
+            if ".".join(map(str, path)) != stray.key:
+                return leaf
+            whole, is_high = clone(leaf), abs(leaf) >= stray.peak
+            whole[is_high] = before[is_high]
+            return whole
+
+        if timer.singles.count(stray.key) < MOST_SINGLES and getattr(before, "shape", None) is not None:
+            # The backup may not fit.
+            with contextlib.suppress(ValueError, IndexError):
+                is_put = self._load(map_leaves(mended, get()), self.step)
+        text = JUMP.format(**stray._asdict(), step=newest.step)
+        then = f"that weight came from the backup of step {newest.step:,}" if is_put else "it stays"
+        self.announcer.say_once(f"single {self.step}", f"step {self.step:,}: probably {text}; {then}.")
+        timer.singles.append(stray.key)
+        if not is_put:
+            timer.peaks[stray.key] = stray.peak
+        persistence.look_at_weights()
 
     def mend(self) -> bool | None:
         """Replace what is not finite with the newest backup's, if that is little.
@@ -221,7 +271,7 @@ class LiveModel:
             if newer is None or each.state is None or not each.updates or found:
                 break
             roots = {key.split(".")[0] for key, _ in leaves(each.state)}
-            grown = outgrown(newer, each.state, {key for key in roots if "opt" not in key}, least=LEAST_GROWTH)
+            grown = _growth_of(newer, each.state, {key for key in roots if "opt" not in key}, least=LEAST_GROWTH)
             if grown is not None:
                 # An update that is too large changes more of them.
                 is_single = grown.num <= max(1, MOST_SINGLE * grown.size)
@@ -235,7 +285,7 @@ class LiveModel:
         """Whether weights are far larger after the first update, or two, than any were before."""
         states = [each.state for each in self.persistence.backup.backups[:2] if each.updates <= 2]
         is_known = len(states) == 2 and not any(each is None for each in states)
-        return is_known and outgrown(states[1], states[0], least=FAR_GROWN) is not None
+        return is_known and _growth_of(states[1], states[0], least=FAR_GROWN) is not None
 
     def keep_present(self) -> bool:
         """Set the present state aside; False if it cannot be seen or is damaged, or without memory."""
@@ -363,6 +413,16 @@ class LiveModel:
     def end(self) -> None:
         """End an experiment: drop the state set aside."""
         self.present, self.current, self.of_trial = None, None, None
+
+
+def _growth_of(state: Any, backup: Any, roots: Collection[str] = (), *, least: float) -> Grown | None:
+    """See `outgrown`; ``roots``: the parts of a state that count, all if there are none."""
+
+    def is_weight(key: str) -> bool:
+        return not roots or key.split(".")[0] in roots
+
+    weights = weights_in(state, is_weight)
+    return outgrown(weights, peaks_of(weights), peaks_of(weights_in(backup, is_weight)), least=least)
 
 
 def repair(state: Any, backup: Any, meant: Collection[str] = (), ruined: Collection[str] = ()) -> tuple[Any, list[str]]:

@@ -23,7 +23,7 @@ from ..state.saver import CheckpointSaver, check_folder
 from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
-from .backups import Backup, RamBackup, RunningVariances
+from .backups import FAR_GROWN, Backup, RamBackup, RunningVariances
 
 DEFAULT_FOLDER = "checkpoints"
 
@@ -46,8 +46,17 @@ LEAST_GROWTH = 1 / 8
 DOUBLING_SECONDS, TIME_SHARE = 0.1, 0.01
 """What backups may take while the steps double: so many seconds, or this share of the time so far."""
 
+LEAST_SIZE = 64
+"""Numbers in an array of which one alone does not grow like that: a bias or a scale is trained by itself."""
+
 NO_MEMORY = 2**62
 """Stands for the microseconds of a backup for which there was no memory."""
+
+
+def is_weight(key: str) -> bool:
+    """Whether a dotted key of a state is that of weights, as adapters name them, and not of an optimizer's numbers."""
+    parts = key.split(".")
+    return (parts[0] == "model" or "params" in parts) and not any("opt" in part for part in parts)
 
 
 def usual_interval(steps_per_epoch: int) -> Condition:
@@ -77,6 +86,9 @@ class BackupTimer:
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
         variances: Finds running statistics that a batch has ruined.
+        peaks: The largest number in each array of weights at the last backup.
+        stray: What `stray_in` has found.
+        singles: The arrays in which a single weight was put back.
     """
 
     def __init__(
@@ -93,6 +105,9 @@ class BackupTimer:
         self._is_first = True
         self.num_lasting: dict[str, int] = {}
         self.variances = RunningVariances(announcer)
+        self.peaks: dict[str, float] = {}
+        self.stray: tree.Grown | None = None
+        self.singles: list[str] = []
         self.is_due = self.is_look_due = False
         self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
@@ -201,7 +216,7 @@ class BackupTimer:
         Raises:
             TypeError: the state cannot be copied.
         """
-        damaged = self.told(self._agreement.agree(self.damage_in(state)))
+        damaged = self.told(self._agreement.agree(self.damage_in(state))) or self.stray_in(state)
         if damaged:
             # Due again until it is answered.
             return damaged
@@ -243,6 +258,21 @@ class BackupTimer:
             if is_mask or any(f"{key}.".startswith(f"{name}.") for name in self.not_healed):
                 self.meant.add(key)
         return next((key for key in bad if key not in self.meant), "")
+
+    def stray_in(self, state: Any) -> str:
+        """The name of an array of weights in which a single number is a hundred times as large as any weight was at the
+        last backup; "" if there is none. No update makes that: at a rate that is too high many of them grow.
+        """
+        weights = tree.weights_in(state, is_weight)
+        peaks, highest = tree.peaks_of(weights), max(self.peaks.values(), default=0.0)
+        before = {key: highest for key, peak in self.peaks.items() if peak}
+        found = tree.outgrown(weights, peaks, before, least=FAR_GROWN)
+        # Of several processes another one may have no such weight.
+        if found is not None and found.num == 1 and found.size >= LEAST_SIZE and self._agreement.ranks is None:
+            self.stray = found
+            return found.key
+        self.peaks = peaks
+        return ""
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.

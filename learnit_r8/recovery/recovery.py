@@ -66,12 +66,6 @@ NOTHING_TO_RESTORE = (
 )
 
 
-LEFT_OUT = (
-    "step {:,}: a gradient is not finite, so the optimizer's step was left out ({} so far). Weights were not finite "
-    "before, and each gradient is looked at since then."
-)
-
-
 class RecoveryController:
     """Answers refused losses.
 
@@ -312,22 +306,6 @@ class RecoveryController:
         if self.early.are_dying or self.state.early.trial is not None or self.early.is_measuring:
             self.state.is_look_due = True
 
-    @property
-    def watches_steps(self) -> bool:
-        """Whether each gradient is to be looked at before its step, as weights were not finite; see `left_out_step`."""
-        return self.lineage.updates < self.state.watched_until
-
-    def left_out_step(self, step: int) -> None:
-        """Note that a step was left out, as its gradient is not finite.
-
-        Args:
-            step: Steps reported.
-        """
-        self.state.watch_steps()
-        self._incidents.num_withheld = count = self._incidents.num_withheld + 1
-        if not count & (count - 1):
-            self._announcer.say_once(f"withheld {count}", LEFT_OUT.format(step, count), is_warning=count == 1)
-
     # Alarms.
 
     def begin_call(self, step: int, lr: float) -> None:
@@ -480,6 +458,9 @@ class RecoveryController:
         timer = self._persistence.backup_timer
         if array in timer.variances.ruined:
             self.live.put_statistics()
+            return
+        if timer.stray is not None:
+            self.live.put_single()
             return
         timer.note_done(step)
         if not self.live.can_restore:
@@ -871,15 +852,7 @@ class RecoveryController:
             parts.append(limit.past)
         if self.norms.text:
             parts.append(self.norms.text)
-        if num_put := self.live.num_statistics_put:
-            parts.append(f"running statistics of norms put back {'once' if num_put == 1 else f'{num_put} times'}")
-        if num_probes := self._incidents.num_probes:
-            parts.append(f"weights tested with {num_probes} batch{'es' * (num_probes > 1)}")
-        if num_transient := self._incidents.num_transient:
-            parts.append(f"{num_transient} transient faults, finite when computed once more")
-        if num_withheld := self._incidents.num_withheld:
-            steps = "one step" if num_withheld == 1 else f"{num_withheld:,} steps"
-            parts.append(f"{steps} left out for gradients that were not finite")
+        parts += [*self.live.puts, *self._incidents.counts]
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         incidents = self._incidents.summary(is_over=is_over)

@@ -41,6 +41,11 @@ WATCHED, WATCHED_TIMES = 1000, 2
 """Updates in which each gradient is looked at after weights that were not finite: so many, and as many times those so
 far. A sample that comes once in an epoch is seen again, and a fault that never does costs a look for a while."""
 
+LEFT_OUT = (
+    "step {:,}: a gradient is not finite, so the optimizer's step was left out ({} so far). Weights were not finite "
+    "before, and each gradient is looked at since then."
+)
+
 LOOPING, LOOP_STEPS = 3, 100
 """So many experiments that found healthy weights within so many steps: the loss alarms without them."""
 
@@ -491,6 +496,17 @@ class IncidentLog(SavedFields):
                     self.announcer.warn_once("always left out", ALWAYS_LEFT_OUT.format(self.num_high, incident.step))
             self.announcer.tell(events.IncidentEnded, text=incident.conclusion)
 
+    @property
+    def counts(self) -> list[str]:
+        """How many probes, transient faults and steps left out there were, in words."""
+        probes, faults, steps = self.num_probes, self.num_transient, self.num_withheld
+        found = {
+            f"weights tested with {probes} batch{'es' * (probes > 1)}": probes,
+            f"{faults} transient faults, finite when computed once more": faults,
+            f"{steps:,} step{'s' * (steps > 1)} left out for gradients that were not finite": steps,
+        }
+        return [text for text, count in found.items() if count]
+
     def summary(self, *, is_over: bool) -> list[str]:
         """A line for each kind of incident; ``is_over``: whether the run has ended."""
         lines = [f"{kind}: {count:,}, the last at {text}" for kind, (count, text) in self.kinds.items()]
@@ -546,9 +562,25 @@ class RecoveryState(SavedFields):
     num_equal: int = 0
     watched_until: int = 0
 
+    @property
+    def watches_steps(self) -> bool:
+        """Whether each step is to be looked at, as weights were not finite."""
+        return self.lineage.updates < self.watched_until
+
     def watch_steps(self) -> None:
-        """Have each gradient looked at from now on, as one was not finite, or the weights were not."""
+        """Have each step looked at from now on, as weights are not finite, or a gradient is not."""
         self.watched_until = WATCHED + (1 + WATCHED_TIMES) * self.lineage.updates
+
+    def left_out_step(self, step: int) -> None:
+        """Note that a step was left out, as its gradient is not finite.
+
+        Args:
+            step: Steps reported.
+        """
+        self.watch_steps()
+        self.incidents.num_withheld = count = self.incidents.num_withheld + 1
+        if not count & (count - 1):
+            self.incidents.announcer.say_once(f"withheld {count}", LEFT_OUT.format(step, count), is_warning=count == 1)
 
     def lower_rate(self, rate: float, *, reason: str, **how: Any) -> None:
         """Hold the rate below one at which training went wrong, see `RateLimit.lower`, and tell listeners why."""

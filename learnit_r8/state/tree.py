@@ -18,7 +18,7 @@ import math
 import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
 
@@ -405,35 +405,48 @@ class Grown(NamedTuple):
     before: float
 
 
-def outgrown(state: Any, backup: Any, roots: Collection[str] = (), *, least: float) -> Grown | None:
+def weights_in(state: Any, is_weight: Callable[[str], bool] = lambda key: True) -> dict[str, Any]:
+    """The arrays of floats in a state by their dotted keys, but for empty ones and statistics.
+
+    Args:
+        state: A state.
+        is_weight: Whether a key is one of those.
+    """
+    return {
+        key: array
+        for key, leaf in leaves(state)
+        if hasattr(leaf, "shape") and "mean" not in key and "var" not in key and is_weight(key)
+        for array in _floats_of(leaf)
+        if math.prod(array.shape)
+    }
+
+
+def peaks_of(weights: Mapping[str, Any]) -> dict[str, float]:
+    """The largest absolute value of each array; nothing is copied."""
+    return {key: max(float(array.max()), -float(array.min())) for key, array in weights.items()}
+
+
+def outgrown(
+    weights: Mapping[str, Any], peaks: Mapping[str, float], before: Mapping[str, float], *, least: float
+) -> Grown | None:
     """The first array of weights that has grown by far since a backup, and beyond all others there; None if none has.
 
     Args:
-        state: A live state.
-        backup: An earlier one.
-        roots: The parts of it that count; all if there are none. Statistics never do, nor does what was all 0.
+        weights: See `weights_in`.
+        peaks: Theirs, see `peaks_of`.
+        before: Those in the backup; what was all 0 does not count.
         least: How many times as large it is, at least.
 
-    >>> outgrown({"w": np.array([0.1, 30.0]), "b": np.ones(1)}, {"w": np.array([0.1, 0.2]), "b": np.ones(1)}, least=10)
+    >>> weights = {"w": np.array([0.1, 30.0]), "b": np.ones(1)}
+    >>> outgrown(weights, peaks_of(weights), {"w": 0.2, "b": 1.0}, least=10)
     Grown(key='w', num=1, size=2, peak=30.0, before=0.2)
     """
-    now, then = (
-        {
-            key: array
-            for key, leaf in leaves(each)
-            if hasattr(leaf, "shape") and (not roots or key.split(".")[0] in roots)
-            for array in _floats_of(leaf)
-            if math.prod(array.shape) and "mean" not in key and "var" not in key
-        }
-        for each in (state, backup)
-    )
-    before = {key: float(abs(array).max()) for key, array in then.items()}
     highest = max(before.values(), default=0.0)
-    for key, array in now.items():
+    for key, peak in peaks.items():
         limit = max(highest, least * before.get(key, 0.0))
-        if before.get(key) and float(abs(array).max()) > limit:
-            num, size = int((abs(array) > limit).sum()), math.prod(array.shape)
-            return Grown(key, num, size, float(abs(array).max()), before[key])
+        if before.get(key) and peak > limit:
+            array = weights[key]
+            return Grown(key, int((abs(array) > limit).sum()), math.prod(array.shape), peak, before[key])
     return None
 
 

@@ -380,7 +380,7 @@ class StepHooks:
             if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:
                 controller.note_gradients(*stepper.gradient_sizes())
         # A closure computes the gradient later.
-        if controller.watches_steps and all(each is None for each in (*given[1:], *named.values())):
+        if controller.state.watches_steps and all(each is None for each in (*given[1:], *named.values())):
             self.withhold(optimizer)
         if self._schedules is None:
             return
@@ -400,7 +400,7 @@ class StepHooks:
         Only once weights were not finite, as each look reads a number back from the device.
         """
         r8 = self._run()
-        if r8 is None or not (r8.controller.watches_steps and self._may_withhold):
+        if r8 is None or not (r8.controller.state.watches_steps and self._may_withhold):
             return
         held = [(each, each.grad) for group in optimizer.param_groups for each in group["params"]]
         held = [(each, gradient) for each, gradient in held if gradient is not None]
@@ -414,7 +414,7 @@ class StepHooks:
         for each, _ in held:
             each.grad = None
         self._hear_end(optimizer)
-        r8.controller.left_out_step(r8.global_step)
+        r8.controller.state.left_out_step(r8.global_step)
 
     def _hear_end(self, optimizer: Any) -> None:
         """Have `_after` called, from the first step on that needs it."""

@@ -12,7 +12,7 @@ from learnit_r8.engine.settings import grouped
 from learnit_r8.state.tree import clone
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
-from tests.torch_common import DIGITS, classifier, descend
+from tests.torch_common import DIGITS, X, Y, classifier, descend
 
 
 class Fault:
@@ -377,3 +377,69 @@ def test_a_gradient_of_nan_in_each_epoch_costs_no_more_at_the_end():
     restored = [each.to_step for each in heard if isinstance(each, events.RolledBack)]
 
     assert restored[-1] > 10 * len(loader)
+
+
+RARE = 63
+"""A row of the table that only the first batches and the last ones use."""
+
+
+def train_embeddings(writes, *, with_r8=True, steps=120):
+    """A table of embeddings, whose loss never sees a row while numbers are written into it; its weights, the adapter.
+
+    Args:
+        writes: By step, what is written into the second number of the rare row.
+        with_r8: Whether R8 watches.
+        steps: How many there are.
+    """
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(64, 4), torch.nn.Flatten(), torch.nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = torch.randint(RARE, (steps, 16, 2))
+    rows[[0, 1, 2, steps - 2, steps - 1], 0] = RARE
+    adapter = attach(model, optimizer, None, num_steps=steps) if with_r8 else None
+    for step in range(steps) if adapter is None else adapter.steps():
+        if step in writes:
+            with torch.no_grad():
+                model[0].weight[RARE, 1] = writes[step]
+        loss = cross_entropy(model(rows[step]), rows[step].sum(1) % 3)
+        if adapter is None or adapter.report(loss):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.state_dict(), adapter
+
+
+@pytest.mark.parametrize("writes", [{40: 1e3}, {40: 1e3, 90: -5e4}], ids=["once", "twice"])
+def test_a_stray_write_that_no_loss_shows_is_put_back(writes):
+    """A single weight a hundred times as large as all others: to the bit as if nothing had been written."""
+    expected, _ = train_embeddings({}, with_r8=False)
+    with pytest.warns(RuntimeWarning, match="probably a stray write .* that weight came from"):
+        found, adapter = train_embeddings(writes)
+
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert adapter.summary().count("a stray write found in 'model.0.weight'") == len(writes)
+    assert "model restored" not in adapter.summary()
+    assert "weights tested" not in adapter.summary()
+
+
+@pytest.mark.filterwarnings("ignore:.*stray write")
+def test_a_weight_that_is_written_again_and_again_stays():
+    """Whoever sets it means it: after three times it is left alone, and said."""
+    found, adapter = train_embeddings(dict.fromkeys(range(20, 116), 1e3))
+
+    assert found["0.weight"][RARE, 1] == pytest.approx(1e3, rel=0.01)
+    assert adapter.scheduler.controller.live.persistence.backup_timer.singles == ["model.0.weight"] * 4
+
+
+def test_weights_that_grow_at_a_high_rate_are_no_stray_write():
+    """At a rate a thousand times too high many grow, and one alone is no finding."""
+    torch.manual_seed(0)
+    model = classifier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapter = attach(model, torch.optim.SGD(model.parameters(), lr=300.0), None, num_steps=60)
+        for step in adapter.steps():
+            rows = slice(16 * (step % 12), 16 * (step % 12) + 16)
+            adapter.step(cross_entropy(model(X[rows]), Y[rows]))
+
+    assert not adapter.scheduler.controller.live.persistence.backup_timer.singles
