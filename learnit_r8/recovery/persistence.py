@@ -46,8 +46,9 @@ LEAST_GROWTH = 1 / 8
 DOUBLING_SECONDS, TIME_SHARE = 0.1, 0.01
 """What backups may take while the steps double: so many seconds, or this share of the time so far."""
 
-LEAST_SIZE = 64
-"""Numbers in an array of which one alone does not grow like that: a bias or a scale is trained by itself."""
+LEAST_SIZE, BEYOND = 64, 3.0
+"""Numbers in an array of which one alone does not grow like that, as those of its row and column do so with it; and how
+many times as large as all others before they may be beside it. A bias or a scale is trained by itself."""
 
 NO_MEMORY = 2**62
 """Stands for the microseconds of a backup for which there was no memory."""
@@ -261,18 +262,20 @@ class BackupTimer:
 
     def stray_in(self, state: Any) -> str:
         """The name of an array of weights in which a single number is a hundred times as large as any weight was at the
-        last backup; "" if there is none. No update makes that: at a rate that is too high many of them grow.
+        last backup, and no other one three times; "" if there is none. An update that is too large changes more of them.
         """
         weights = tree.weights_in(state, is_weight)
         peaks, highest = tree.peaks_of(weights), max(self.peaks.values(), default=0.0)
         before = {key: highest for key, peak in self.peaks.items() if peak}
-        found = tree.outgrown(weights, peaks, before, least=FAR_GROWN)
+        found = tree.outgrown(weights, peaks, before, least=BEYOND)
+        is_alone = found is not None and found.num == 1 and found.peak > FAR_GROWN * highest
         # Of several processes another one may have no such weight.
-        if found is not None and found.num == 1 and found.size >= LEAST_SIZE and self._agreement.ranks is None:
-            self.stray = found
-            return found.key
-        self.peaks = peaks
-        return ""
+        is_alone = is_alone and self._agreement.ranks is None
+        if found is None or not is_alone or found.size < LEAST_SIZE or min(weights[found.key].shape) == 1:
+            self.peaks = peaks
+            return ""
+        self.stray = found
+        return found.key
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.
