@@ -34,7 +34,7 @@ from .control import Requests
 from .emitter import EventEmitter
 from .feed.followed import UNKNOWN_LENGTH, FollowedBatches
 from .feed.replay import WAYS
-from .pace import LrSearch, Pace, Rates
+from .pace import Pace, Rates
 from .run import Run
 from .settings import OF_RATES, Monitor, OwnBatches, Settings, TokenBatches
 from .turns import Turns
@@ -71,7 +71,6 @@ def build_run(settings: Settings) -> Run:
     mode: Any = mode_of(monitor, settings.monitor.mode)
     check_choice("mode", mode, MODES)
     check_choice("record", settings.run_dir.record, ("names", "batch", "all"))
-    test = _build_range_test(settings, budget, steps_per_epoch)
     sentry = Sentry(guard, watches_level=watches_level, is_usual=is_usual)
     announcer = Announcer(given["listeners"], pace.where)
     early_stop = EarlyStop(given["early_stopping"], monitor, mode, announcer)
@@ -88,15 +87,14 @@ def build_run(settings: Settings) -> Run:
         given["recovery"], persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",
         recorder=_build_recorder(settings, persistence),
     )  # fmt: skip
-    search = LrSearch(test, source=source, persistence=persistence, controller=controller, announcer=announcer)
     rates = Rates(
-        _schedule_maker(settings, budget), pace=pace, search=search, controller=controller, emitter=emitter,
-        announcer=announcer, persistence=persistence,
+        _schedule_maker(settings, budget), pace=pace, search=_build_range_test(settings, budget, steps_per_epoch),
+        source=source, controller=controller, emitter=emitter, announcer=announcer, persistence=persistence,
     )  # fmt: skip
     requests = Requests(pace, announcer, handle_signals=given["handle_signals"], agreement=agreement)
     shown = replace(settings, given={**given, "monitor": Monitor(monitor, mode=mode if monitor else None)})
     return Run(
-        source, pace, sentry, persistence, controller, announcer, emitter, agreement, search, rates, early_stop,
+        source, pace, sentry, persistence, controller, announcer, emitter, agreement, rates, early_stop,
         requests, Turns(table, announcer), given["name"] or "", shown.texts(),
     )  # fmt: skip
 

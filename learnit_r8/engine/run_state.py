@@ -115,7 +115,11 @@ _PARTS = {
 def start(run: Run) -> None:
     """Tell listeners that the run has started."""
     saver, callbacks, budget = run.persistence.saver, run.persistence.callbacks, run.pace.budget
-    run.search.check_ready()
+    if run.rates.search is not None and callbacks.state is None and run.persistence.backup.is_empty:
+        raise RuntimeError(
+            "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
+            "update_cpu_backup() before the first batch is drawn."
+        )
     run.emitter.run_started(
         settings=run.settings,
         schedule=run.rates.schedule,
@@ -198,7 +202,7 @@ def position_of(run: Run, random: dict[str, Any] | None = None, *, has_models: b
         "guard": run.sentry.state_dict(),
         "tally": {**vars(run.pace.tally)},
         "num_draws": run.pace.num_draws,
-        "search": run.search.state_dict(),
+        "search": run.rates.state_dict(),
         "early_stop": {**run.early_stop.state_dict(), "reason": run.pace.ended_early},
     }
 
@@ -295,7 +299,7 @@ def _take_over(run: Run, state: Mapping[str, Any]) -> None:
     run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
     run.pace.tally, run.pace.num_draws = Tally(**state["tally"]), state["num_draws"]
-    run.search.load_state_dict(state["search"])
+    run.rates.load_state_dict(state["search"])
     run.early_stop.load_state_dict(state["early_stop"])
     before, run.pace.ended_early = run.pace.ended_early, run.early_stop.reason
     if run.pace.ended_early is not None or before is not None:
