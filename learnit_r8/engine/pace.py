@@ -6,12 +6,12 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..policies.registry import SHUFFLE
-from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule, cool_down_budget, from_state, state_of
+from ..schedules.budget import OPEN_WARMUP, Budget, CoolDown, CoolDownRule, cool_down_budget
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import Kept, Schedule, Warmup, check_rate
 from ..schedules.span import Span
@@ -347,6 +347,8 @@ class Pace:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and seconds, and the end that a cool-down has set; batches not reported yet are drawn again."""
+        budget, cool_down = self.budget, self.budget.cool_down
+        ending = cool_down and {"steps": budget.steps, "seconds": budget.seconds, **asdict(cool_down)}
         return {
             "step": self.step,
             "probes": [self.probes, self.left_out, *self._before_epoch],
@@ -354,13 +356,15 @@ class Pace:
             "longest_break": self.longest_break,
             "passes": [self.passes, self.has_ended],
             "tokens": self.tokens,
-            "ending": state_of(self.budget),
+            "ending": ending,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        ending = state["ending"]
-        self.budget = self._given if ending is None else from_state(ending)
+        self.budget = self._given
+        if state["ending"] is not None:
+            ending = {**state["ending"]}
+            self.budget = Budget(ending.pop("steps"), ending.pop("seconds"), cool_down=CoolDown(**ending))
         self.step, self.num_out = state["step"], 0
         self.probes, self.left_out, *before = state["probes"]
         self._before_epoch = before[0], before[1]

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from .._validation import described, is_number
@@ -145,20 +145,6 @@ def _end_of(budget: Budget) -> str:
         return str(Span("until", budget.cool_down.until))
     unit = f"at step {budget.steps}" if budget.steps is not None else f"after {budget.seconds or 0.0:.1f} s"
     return f"{unit}, where a cool-down ends" if budget.cool_down is not None else unit
-
-
-def state_of(budget: Budget) -> dict[str, Any] | None:
-    """The end that a cool-down has set, as plain values; None without one."""
-    if budget.cool_down is None:
-        return None
-    return {"steps": budget.steps, "seconds": budget.seconds, **asdict(budget.cool_down)}
-
-
-def from_state(state: dict[str, Any]) -> Budget:
-    """The budget that `state_of` was taken of."""
-    facts = dict(state)
-    steps, seconds = facts.pop("steps"), facts.pop("seconds")
-    return Budget(steps=steps, seconds=seconds, cool_down=CoolDown(**facts))
 
 
 BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds", "num_tokens")

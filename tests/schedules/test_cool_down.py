@@ -5,8 +5,6 @@ from learnit_r8.schedules.budget import (
     CoolDown,
     CoolDownRule,
     cool_down_budget,
-    from_state,
-    state_of,
 )
 from learnit_r8.schedules.schedule import SHAPES
 from learnit_r8.schedules.span import Span
@@ -81,14 +79,6 @@ def test_share_takes_at_most_what_is_left():
     found = ending(Budget(steps=52), Span("share", 0.2))
 
     assert (found.steps, found.cool_down.begin) == (52, 50 / 52)
-
-
-def test_end_survives_being_saved():
-    """The end that a cool-down has set comes back from plain values."""
-    found = ending(Budget(), Span("until", 1005), seconds=10.0)
-
-    assert from_state(state_of(found)) == found
-    assert state_of(Budget(steps=5)) is None
 
 
 def test_cool_down_below_its_floor_keeps_the_rate():
