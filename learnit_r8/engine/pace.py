@@ -13,7 +13,7 @@ from .. import events
 from ..policies.registry import SHUFFLE
 from ..schedules.budget import OPEN_WARMUP, Budget, CoolDown, CoolDownRule, cool_down_budget
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import Kept, Schedule, Warmup, check_rate
+from ..schedules.schedule import Kept, Schedule, Warmup, check_rate, sample_rates
 from ..schedules.span import Span
 from ..table.losses import read_number
 
@@ -385,8 +385,8 @@ class Rates:
             from before it.
         source: Draws its batches.
         controller: May hold rates down, and puts the model back.
-        emitter: Tells listeners of another schedule.
-        announcer: Tells them of a cool-down.
+        emitter: Knows whether the run has started.
+        announcer: Tells listeners of another schedule, and of a cool-down.
         persistence: Looks again at what is due, as a cool-down ends the run sooner.
 
     Attributes:
@@ -522,8 +522,10 @@ class Rates:
         self.schedule = self._pace.budget.cool_down or self._make_schedule(self.found_lr)
         self.last = math.nan, math.nan
         # Shares of the user's own rate are no plan of it.
-        if self.schedule != before and self.own is None:
-            self._emitter.lr_planned(self.schedule)
+        is_new = self.schedule != before and self.own is None
+        # Before the run has started, nothing: `RunStarted` will tell.
+        if is_new and self._announcer.is_heard and self._emitter.has_started:
+            self._announcer.tell(events.LrPlanned, lr_plan=sample_rates(self.schedule))
 
     # The cool-down that ends a run when it is asked for: the rate falls from there on.
 

@@ -30,6 +30,9 @@ MODES: tuple[ScheduleName, ...] = ("linear", "cosine", "constant", "one_cycle", 
 OPEN_MODES = ("wsd", "constant", "keep")
 """Modes of a run whose end is not known: their rates before the decay do not depend on it."""
 
+PLAN_POINTS = 129
+"""Learning rates that stand for a schedule."""
+
 DEFAULT_DECAY = 0.2
 DEFAULT_SHAPE = "sqrt"
 
@@ -216,3 +219,14 @@ def _check_shape(peak_lr: float, warmup: float, floor: float) -> None:
         raise ValueError(f"warmup_proportion must be in [0, 1], got {warmup!r}{steps}.")
     if not (is_number(floor) and 0 <= floor <= peak_lr):
         raise ValueError(f"min_lr must be in [0, initial_lr={peak_lr!r}], got {floor!r}.")
+
+
+def sample_rates(schedule: Schedule) -> tuple[float, ...]:
+    """Learning rates of a schedule at equal steps of progress, for display; empty if it raises, or keeps the user's."""
+    if isinstance(schedule, Kept):
+        return ()
+    try:
+        return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
+    except Exception:
+        # The user's own schedule may only work with the progress of a real run.
+        return ()
