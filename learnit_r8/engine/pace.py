@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..policies.registry import SHUFFLE
-from ..schedules.budget import OPEN_WARMUP, Budget, CoolDown, CoolDownRule, cool_down_budget
+from ..schedules.budget import OPEN_WARMUP, Budget, CoolDown, CoolDownRule, counted, end_of, is_later
 from ..schedules.range_test import RangeTest
 from ..schedules.schedule import Kept, Schedule, Warmup, check_rate, sample_rates
 from ..schedules.span import Span
@@ -281,7 +281,7 @@ class Pace:
         return min(0.5, epoch / OPEN_EPOCHS) if self.budget.is_open else progress
 
     def with_cool_down(self, span: Span, lr: float) -> Budget:
-        """The budget that a cool-down from here would leave; see `schedules.budget.cool_down_budget`.
+        """The budget that a cool-down from here would leave.
 
         Args:
             span: Its length.
@@ -290,17 +290,31 @@ class Pace:
         Raises:
             ValueError: it would end later than the run does anyway, or at a time that is past.
         """
-        return cool_down_budget(
-            self.budget,
-            span,
-            self.rule,
-            lr=lr,
-            step=self.place,
-            seconds=self.seconds,
-            steps_per_epoch=self.steps_per_epoch,
-            wall=self.wall,
-            least_steps=max(1, self.num_out),
-        )
+        budget, step, seconds = self.budget, self.place, self.seconds
+        if budget.tokens is not None or budget.passes is not None:
+            # Where that ends in steps or seconds is not known.
+            budget = Budget()
+        is_share, span = span.unit == "share", counted(span, budget, step, seconds, self.steps_per_epoch)
+        if span.unit == "steps":
+            # Batches that are out belong to the run.
+            ends = Budget(steps=step + max(1, self.num_out, int(span.amount)))
+        else:
+            left = span.amount - self.wall() if span.unit == "until" else span.amount
+            if left <= 0:
+                raise ValueError(f"a cool-down must end in the future, got {span}.")
+            ends = Budget(seconds=seconds + left)
+        if is_later(ends, budget, step, seconds):
+            if not is_share:
+                raise ValueError(
+                    f"a cool-down must not be longer than what is left of the run, got {span} at step {step} of a run "
+                    f"that ends {end_of(budget)}."
+                )
+            ends = Budget(steps=budget.steps, seconds=budget.seconds)
+        done, whole = (seconds, ends.seconds) if ends.steps is None else (step, ends.steps)
+        begin = min(1.0, done / whole) if whole else 1.0
+        until = span.amount if span.unit == "until" else None
+        cool_down = CoolDown(begin, lr, min(self.rule.floor, lr), self.rule.shape, step, until)
+        return replace(ends, cool_down=cool_down)
 
     def end_at(self, budget: Budget) -> None:
         """Go on with the budget that `with_cool_down` returned."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .._validation import described, is_number
@@ -60,60 +59,7 @@ class CoolDown:
         return self.floor + (self.lr - self.floor) * SHAPES[self.shape](share)
 
 
-def cool_down_budget(
-    budget: Budget,
-    span: Span,
-    rule: CoolDownRule,
-    *,
-    lr: float,
-    step: int,
-    seconds: float,
-    steps_per_epoch: int,
-    wall: Callable[[], float] = time.time,
-    least_steps: int = 1,
-) -> Budget:
-    """The budget that a cool-down from here leaves.
-
-    Args:
-        budget: The budget so far.
-        span: Its length.
-        rule: Its rates.
-        lr: The scheduled rate now.
-        step: Steps reported so far.
-        seconds: Training seconds so far.
-        steps_per_epoch: Steps in an epoch.
-        wall: Returns seconds since 1970.
-        least_steps: Batches that are out already, and at least 1.
-
-    Raises:
-        ValueError: it would end later than the run does anyway, or at a time that is past.
-    """
-    if budget.tokens is not None or budget.passes is not None:
-        # Where that ends in steps or seconds is not known.
-        budget = Budget()
-    is_share, span = span.unit == "share", _counted(span, budget, step, seconds, steps_per_epoch)
-    if span.unit == "steps":
-        ends = Budget(steps=step + max(least_steps, int(span.amount)))
-    else:
-        left = span.amount - wall() if span.unit == "until" else span.amount
-        if left <= 0:
-            raise ValueError(f"a cool-down must end in the future, got {span}.")
-        ends = Budget(seconds=seconds + left)
-    if _is_later(ends, budget, step, seconds):
-        if not is_share:
-            raise ValueError(
-                f"a cool-down must not be longer than what is left of the run, got {span} at step {step} of a run that "
-                f"ends {_end_of(budget)}."
-            )
-        ends = Budget(steps=budget.steps, seconds=budget.seconds)
-    done, whole = (seconds, ends.seconds) if ends.steps is None else (step, ends.steps)
-    begin = min(1.0, done / whole) if whole else 1.0
-    until = span.amount if span.unit == "until" else None
-    cool_down = CoolDown(begin, lr, min(rule.floor, lr), rule.shape, step, until)
-    return replace(ends, cool_down=cool_down)
-
-
-def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_epoch: int) -> Span:
+def counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_epoch: int) -> Span:
     """Convert a span to steps, to seconds, or to a wall time."""
     if span.unit == "epochs":
         if steps_per_epoch == sys.maxsize:
@@ -130,7 +76,7 @@ def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_ep
     return Span("steps", max(1, math.ceil(step * factor)))
 
 
-def _is_later(ends: Budget, budget: Budget, step: int, seconds: float) -> bool:
+def is_later(ends: Budget, budget: Budget, step: int, seconds: float) -> bool:
     """Whether one budget ends after another, at the speed so far; false if that is not known, or the other is open."""
     if ends.steps is not None and budget.steps is not None:
         return ends.steps > budget.steps
@@ -140,7 +86,8 @@ def _is_later(ends: Budget, budget: Budget, step: int, seconds: float) -> bool:
     return end > most * (1 + 1e-9)
 
 
-def _end_of(budget: Budget) -> str:
+def end_of(budget: Budget) -> str:
+    """When a budget ends, in words."""
     if budget.cool_down is not None and budget.cool_down.until is not None:
         return str(Span("until", budget.cool_down.until))
     unit = f"at step {budget.steps}" if budget.steps is not None else f"after {budget.seconds or 0.0:.1f} s"

@@ -257,7 +257,8 @@ class FollowedBatches(Source):
                 if each.is_last:
                     each.states[0] = CLOSED
 
-        self.table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
+        said = joined((each.indices, each.predictions) for each in parts if each.predictions is not None)
+        self.table.learner.learn(indices, means, sizes, trend, predictions=said, done=done)
 
     # The place in the loader.
 
@@ -487,12 +488,3 @@ def distinct(part: Part) -> list[Part]:
     if not most and is_kept.all():
         return [part]
     return [part.only(is_kept & (number == time), is_last=time == most) for time in range(most + 1)]
-
-
-def _predictions(parts: list[Part]) -> tuple[Ints, NDArray[np.float32]] | None:
-    """int64[M] and float32[3 P, M]: the samples that came with predictions, and what they say."""
-    known = [each for each in parts if each.predictions is not None]
-    if not known:
-        return None
-    said = joined([each.predictions for each in known if each.predictions is not None])
-    return np.concatenate([each.indices for each in known]), said
