@@ -333,8 +333,8 @@ MUTANTS = [Mutant(*each) for each in (
     ("guard/spike.py", "if not is_up or lr < FALLEN * past.best_lr:", "if not is_up:",
      "guard/test_spike.py -k drift", "a toy loss that rises as the rate falls is refused"),
     # schedules/, triggers/
-    ("schedules/budget.py", "cls(steps=math.ceil(num_epochs * steps_per_epoch)",
-     "cls(steps=int(num_epochs * steps_per_epoch)",
+    ("engine/builder.py", "Budget(steps=math.ceil(amount * steps_per_epoch)",
+     "Budget(steps=int(amount * steps_per_epoch)",
      "schedules/test_budget.py", "a run of 1.5 epochs ends a step early"),
     ("schedules/budget.py", "-(-num_batches // accumulate)", "num_batches // accumulate",
      "schedules/test_budget.py", "max_steps with accumulated gradients plans too many batches"),

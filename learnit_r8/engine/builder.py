@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .._validation import check_choice, is_number, whole_number
+from .._validation import check_choice, described, is_number, whole_number
 from ..events.bus import Announcer
 from ..events.steps import mode_of
 from ..guard.monitor import USUAL_GUARD, Sentry, as_guard
@@ -19,9 +19,9 @@ from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
 from ..recovery.record import FlightRecorder
 from ..recovery.recovery import RecoveryController
-from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule
+from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, ScheduleName, make_schedule
+from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
 from ..sources.lengths import Buckets
 from ..sources.permutation import MAX_SAMPLES
 from ..sources.planned import PlannedBatches
@@ -41,6 +41,14 @@ from .turns import Turns
 
 USUAL_EPOCH = 400
 """Steps that are taken for an epoch of unknown length, where backups are taken as often as an epoch says."""
+
+MOST_WARMUP = 1000
+"""Most steps of the default warm-up of an open budget; it is an epoch, or this many steps."""
+
+WHY_AN_END = (
+    ": scheduler_mode={!r} gives the rate as a function of progress, which needs an end. 'wsd' and 'constant' train "
+    "without one, until r8.cool_down() or r8.requests.stop()"
+)
 
 
 def build_run(settings: Settings) -> Run:
@@ -229,31 +237,40 @@ def _own_table(settings: Settings, own: OwnBatches) -> SampleTable:
     return SampleTable(0, batch_size=1, most_ids=most)
 
 
-def _pass_budget(epochs: Any, known: int | None, mode: ScheduleName | Schedule) -> Budget:
-    """The budget of a number of runs through the user's loader, whose length is known or not."""
-    if not (is_number(epochs) and 0 < epochs < math.inf):
-        raise ValueError(f"num_epochs must be a number > 0 and finite, got {epochs!r}.")
-    if known is None and (mode not in OPEN_MODES or epochs != int(epochs)):
-        raise ValueError(
-            f"num_epochs={epochs!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as nobody knows "
-            "when an epoch ends: give steps_per_epoch, or a budget in num_steps, num_tokens or "
-            "train_duration_seconds; or whole epochs with scheduler_mode 'keep' or 'constant'."
-        )
-    return Budget(passes=epochs, steps_per_pass=known)
-
-
 def _build_budget(settings: Settings, own: OwnBatches, steps_per_epoch: int) -> Budget:
-    given = settings.given
-    warmup_steps = settings.shape.warmup_steps
+    """The budget that one of the arguments gives; an open one where the mode needs none.
+
+    Raises:
+        ValueError: none or several of them are given, or it is no positive finite number, or no whole number of steps.
+    """
+    given, mode, warmup_steps = settings.given, settings.shape.mode, settings.shape.warmup_steps
     if warmup_steps is not None:
         warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
-    is_alone = given["num_steps"] is None and given["train_duration_seconds"] is None and own.num_tokens is None
-    if given["num_samples"] is None and given["num_epochs"] is not None and is_alone:
-        return _pass_budget(given["num_epochs"], own.steps_per_epoch, settings.shape.mode)
-    return Budget.of(
-        given["num_epochs"], given["num_steps"], given["train_duration_seconds"], steps_per_epoch,
-        num_tokens=own.num_tokens, mode=settings.shape.mode, warmup_steps=warmup_steps,
-    )  # fmt: skip
+    amounts: dict[str, Any] = {**given, "num_tokens": own.num_tokens}
+    chosen = {name: amounts[name] for name in BUDGETS if amounts[name] is not None}
+    if not chosen and mode in OPEN_MODES:
+        return Budget(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)
+    if len(chosen) != 1:
+        why = "" if chosen else WHY_AN_END.format(mode)
+        raise ValueError(f"exactly one of {', '.join(BUDGETS)} must be given, got {chosen or 'none of them'}{why}.")
+    [(name, amount)] = chosen.items()
+    if not (is_number(amount) and 0 < amount < math.inf):
+        raise ValueError(f"{name} must be a number > 0 and finite, got {described(amount)}.")
+    if name == "num_epochs" and given["num_samples"] is None:
+        if own.steps_per_epoch is None and (mode not in OPEN_MODES or amount != int(amount)):
+            raise ValueError(
+                f"num_epochs={amount!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as nobody "
+                "knows when an epoch ends: give steps_per_epoch, or a budget in num_steps, num_tokens or "
+                "train_duration_seconds; or whole epochs with scheduler_mode 'keep' or 'constant'."
+            )
+        return Budget(passes=amount, steps_per_pass=own.steps_per_epoch)
+    if name == "num_epochs":
+        return Budget(steps=math.ceil(amount * steps_per_epoch), is_in_epochs=True)
+    if name == "train_duration_seconds":
+        return Budget(seconds=amount)
+    if amount != int(amount):
+        raise ValueError(f"{name} must be a whole number, got {amount!r}.")
+    return Budget(tokens=int(amount)) if name == "num_tokens" else Budget(steps=int(amount))
 
 
 def _build_range_test(settings: Settings, budget: Budget, steps_per_epoch: int) -> RangeTest | None:

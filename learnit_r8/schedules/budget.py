@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .._validation import described, is_number
-from .schedule import DEFAULT_DECAY, DEFAULT_SHAPE, OPEN_MODES, SHAPES
+from .schedule import DEFAULT_DECAY, DEFAULT_SHAPE, SHAPES
 from .span import Span, checked_span
 
 
@@ -117,14 +116,6 @@ def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:
 OPEN_WARMUP = 0.5
 """Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""
 
-MOST_WARMUP = 1000
-"""Most steps of the default warm-up of an open budget; it is an epoch, or this many steps."""
-
-WHY_AN_END = (
-    ": scheduler_mode={!r} gives the rate as a function of progress, which needs an end. 'wsd' and 'constant' train "
-    "without one, until r8.cool_down() or r8.requests.stop()"
-)
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -153,43 +144,6 @@ is_in_epochs=True)
     passes: float | None = None
     steps_per_pass: int | None = None
     is_in_epochs: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        num_epochs: float | None,
-        num_steps: int | None,
-        train_duration_seconds: float | None,
-        steps_per_epoch: int,
-        *,
-        num_tokens: int | None = None,
-        mode: Any = None,
-        warmup_steps: int | None = None,
-    ) -> Budget:
-        """The budget that R8Scheduler's arguments stand for.
-
-        Raises:
-            ValueError: several of the four are given, or none though the mode needs an end; or one is not positive
-                and finite.
-        """
-        given = dict(zip(BUDGETS, (num_epochs, num_steps, train_duration_seconds, num_tokens), strict=True))
-        chosen = {name: value for name, value in given.items() if value is not None}
-        if not chosen and isinstance(mode, str) and mode in OPEN_MODES:
-            return cls(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)
-        if len(chosen) != 1:
-            why = "" if chosen or mode is None else WHY_AN_END.format(mode)
-            raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}{why}.")
-        for name, value in chosen.items():
-            if not (is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a number > 0 and finite, got {described(value)}.")
-        if num_epochs is not None:
-            return cls(steps=math.ceil(num_epochs * steps_per_epoch), is_in_epochs=True)
-        for name in ("num_steps", "num_tokens"):
-            if name in chosen and chosen[name] != int(chosen[name]):
-                raise ValueError(f"{name} must be a whole number, got {chosen[name]!r}.")
-        if num_tokens is not None:
-            return cls(tokens=int(num_tokens))
-        return cls(steps=None if num_steps is None else int(num_steps), seconds=train_duration_seconds)
 
     @functools.cached_property
     def is_open(self) -> bool:
