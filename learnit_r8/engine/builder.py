@@ -19,16 +19,17 @@ from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
 from ..recovery.record import FlightRecorder
 from ..recovery.recovery import RecoveryController
+from ..schedules import schedule as schedules
 from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, make_schedule
+from ..schedules.schedule import Schedule
 from ..sources.lengths import Buckets
 from ..sources.permutation import MAX_SAMPLES
 from ..sources.planned import PlannedBatches
 from ..sources.source import Source
+from ..state import saver
 from ..state.callbacks import Callbacks
 from ..state.early_stop import EarlyStop
-from ..state.saver import MODES
 from ..table.table import SampleTable
 from .control import Requests
 from .emitter import EventEmitter
@@ -73,11 +74,11 @@ def build_run(settings: Settings) -> Run:
     if own.steps_per_epoch is not None:
         steps_per_epoch = whole_number("steps_per_epoch", own.steps_per_epoch, least=1)
     budget = _build_budget(settings, own, steps_per_epoch)
-    decay = DEFAULT_DECAY if shape.decay_proportion in (None, 1) else shape.decay_proportion
+    decay = schedules.DEFAULT_DECAY if shape.decay_proportion in (None, 1) else shape.decay_proportion
     pace = Pace(budget, steps_per_pass, given["clock"], rule=CoolDownRule(shape.min_lr, shape.decay_shape, decay))
     monitor = settings.monitor.name
     mode: Any = mode_of(monitor, settings.monitor.mode)
-    check_choice("mode", mode, MODES)
+    check_choice("mode", mode, saver.MODES)
     check_choice("record", settings.run_dir.record, ("names", "batch", "all"))
     sentry = Sentry(guard, watches_level=watches_level, is_usual=is_usual)
     announcer = Announcer(given["listeners"], pace.where)
@@ -248,7 +249,7 @@ def _build_budget(settings: Settings, own: OwnBatches, steps_per_epoch: int) -> 
         warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
     amounts: dict[str, Any] = {**given, "num_tokens": own.num_tokens}
     chosen = {name: amounts[name] for name in BUDGETS if amounts[name] is not None}
-    if not chosen and mode in OPEN_MODES:
+    if not chosen and mode in schedules.OPEN_MODES:
         return Budget(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)
     if len(chosen) != 1:
         why = "" if chosen else WHY_AN_END.format(mode)
@@ -257,7 +258,7 @@ def _build_budget(settings: Settings, own: OwnBatches, steps_per_epoch: int) -> 
     if not (is_number(amount) and 0 < amount < math.inf):
         raise ValueError(f"{name} must be a number > 0 and finite, got {described(amount)}.")
     if name == "num_epochs" and given["num_samples"] is None:
-        if own.steps_per_epoch is None and (mode not in OPEN_MODES or amount != int(amount)):
+        if own.steps_per_epoch is None and (mode not in schedules.OPEN_MODES or amount != int(amount)):
             raise ValueError(
                 f"num_epochs={amount!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as nobody "
                 "knows when an epoch ends: give steps_per_epoch, or a budget in num_steps, num_tokens or "
@@ -287,17 +288,21 @@ def _build_range_test(settings: Settings, budget: Budget, steps_per_epoch: int) 
 
 
 def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | None], Schedule]:
-    """The function of a found peak rate, or None, that returns the schedule."""
-    given = settings.given
-    shape = settings.shape
-    warmup, steps = shape.warmup_proportion, shape.warmup_steps
-    if shape.mode == "keep":
-        for name, value, _ in settings.items():
-            if name in OF_RATES and value != OF_RATES[name]:
+    """The function of a found peak rate, or None, that returns the schedule.
+
+    Raises:
+        ValueError: an unknown mode, or a number outside its range.
+        TypeError: the mode is neither a text nor callable.
+    """
+    given, shape, mode = settings.given, settings.shape, settings.shape.mode
+    warmup, steps, decay = shape.warmup_proportion, shape.warmup_steps, shape.decay_proportion
+    if mode == "keep":
+        for each, value, _ in settings.items():
+            if each in OF_RATES and value != OF_RATES[each]:
                 raise ValueError(
-                    f"{name} must be left out with scheduler_mode='keep', as the rate is yours then, got {value!r}."
+                    f"{each} must be left out with scheduler_mode='keep', as the rate is yours then, got {value!r}."
                 )
-        return lambda peak: Kept()
+        return lambda peak: schedules.Kept()
     if budget.is_open:
         if warmup is not None:
             raise ValueError(
@@ -305,18 +310,36 @@ def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | Non
             )
         warmup = OPEN_WARMUP if budget.warmup_steps else 0.0
     elif steps is not None:
-        if warmup is not None or budget.steps is None or callable(shape.mode):
+        if warmup is not None or budget.steps is None or callable(mode):
             raise ValueError(
                 "warmup_steps needs a budget in steps or epochs, or none, a scheduler_mode given by name, and no "
                 f"warmup_proportion, got {steps!r} with {budget} and warmup_proportion={warmup!r}."
             )
         warmup = min(1.0, steps / budget.steps)
+    if decay is not None and not (is_number(decay) and 0 < decay <= 1):
+        raise ValueError(f"decay_proportion must be in (0, 1], got {decay!r}.")
+    if not isinstance(shape.decay_shape, str) or shape.decay_shape not in schedules.SHAPES:
+        raise ValueError(f"decay_shape must be one of {sorted(schedules.SHAPES)}, got {shape.decay_shape!r}.")
+    if decay is not None and mode != "wsd":
+        raise ValueError(f"decay_proportion needs scheduler_mode='wsd', got {decay!r} with {mode!r}.")
+    if callable(mode):
+        schedule = mode
+        schedules.check_rate(schedule(0.0), 0.0)
+        return lambda peak: schedule
+    if not isinstance(mode, str):
+        raise TypeError(f"scheduler_mode must be one of {schedules.MODES} or a function of progress, got {mode!r}.")
+    check_choice("scheduler_mode", mode, schedules.MODES, " or a function of progress")
+    name: str = mode
 
     def made(peak: float | None) -> Schedule:
-        return make_schedule(
-            given["initial_lr"] if peak is None else peak, mode=shape.mode, warmup_proportion=warmup,
-            min_lr=shape.min_lr, decay_proportion=shape.decay_proportion, decay_shape=shape.decay_shape,
-            is_open=budget.is_open,
-        )  # fmt: skip
+        lr, floor = given["initial_lr"] if peak is None else peak, shape.min_lr
+        if name == "one_cycle":
+            return schedules.OneCycle(lr, warmup=0.3 if warmup is None else warmup, floor=floor)
+        rising = 0.05 if warmup is None else warmup
+        if name != "wsd" or budget.is_open or rising == 1:
+            return schedules.Warmup(lr, "constant" if name == "wsd" else name, warmup=rising, floor=floor)
+        # A long warm-up takes from the default decay, not from one that was asked for.
+        falling = min(schedules.DEFAULT_DECAY, 1 - rising) if decay is None else decay
+        return schedules.Warmup(lr, shape.decay_shape, warmup=rising, floor=floor, decay_share=falling)
 
     return made

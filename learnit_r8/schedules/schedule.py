@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from .._validation import check_choice, described, is_number
 
@@ -146,60 +146,6 @@ class Kept:
 
     def __call__(self, progress: float) -> float:
         return 1.0
-
-
-def make_schedule(
-    initial_lr: float,
-    *,
-    mode: Any,
-    warmup_proportion: float | None,
-    min_lr: float,
-    decay_proportion: float | None = None,
-    decay_shape: str = DEFAULT_SHAPE,
-    is_open: bool = False,
-) -> Schedule:
-    """The schedule that R8Scheduler's arguments stand for.
-
-    Args:
-        initial_lr: Peak of the schedule.
-        mode: One of MODES, or a callable of progress, which is used as it is.
-        warmup_proportion: Share of the budget spent rising; by default 0.05, and 0.3 for "one_cycle".
-        min_lr: Last learning rate.
-        decay_proportion: Share of the budget that "wsd" spends decaying; by default 0.2.
-        decay_shape: Shape of that decay.
-        is_open: Whether the end of the run is not known: there is no decay then.
-
-    Raises:
-        ValueError: an unknown mode, or a number outside its range.
-        TypeError: the mode is neither a text nor callable.
-    """
-    check_decay(DEFAULT_DECAY if decay_proportion is None else decay_proportion, decay_shape)
-    if decay_proportion is not None and mode != "wsd":
-        raise ValueError(f"decay_proportion needs scheduler_mode='wsd', got {decay_proportion!r} with {mode!r}.")
-    if callable(mode):
-        check_rate(mode(0.0), 0.0)
-        return mode  # type: ignore[no-any-return]
-    if not isinstance(mode, str):
-        raise TypeError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
-    check_choice("scheduler_mode", mode, MODES, " or a function of progress")
-    if mode == "keep":
-        return Kept()
-    if mode == "one_cycle":
-        return OneCycle(initial_lr, warmup=0.3 if warmup_proportion is None else warmup_proportion, floor=min_lr)
-    warmup = 0.05 if warmup_proportion is None else warmup_proportion
-    if mode != "wsd" or is_open or warmup == 1:
-        return Warmup(initial_lr, "constant" if mode == "wsd" else mode, warmup=warmup, floor=min_lr)
-    # A long warm-up takes from the default decay, not from one that was asked for.
-    decay = min(DEFAULT_DECAY, 1 - warmup) if decay_proportion is None else decay_proportion
-    return Warmup(initial_lr, decay_shape, warmup=warmup, floor=min_lr, decay_share=decay)
-
-
-def check_decay(proportion: Any, shape: Any) -> None:
-    """Raise ValueError unless these are a share and a shape of a decay."""
-    if not (is_number(proportion) and 0 < proportion <= 1):
-        raise ValueError(f"decay_proportion must be in (0, 1], got {proportion!r}.")
-    if not isinstance(shape, str) or shape not in SHAPES:
-        raise ValueError(f"decay_shape must be one of {sorted(SHAPES)}, got {shape!r}.")
 
 
 def check_rate(lr: float, progress: float) -> float:
