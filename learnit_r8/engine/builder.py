@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .._validation import check_choice, described, is_number, whole_number
+from .._validation import check_choice, check_share, described, is_number, whole_number
 from ..events.bus import Announcer
 from ..events.steps import mode_of
 from ..guard.monitor import USUAL_GUARD, Sentry, as_guard
@@ -27,10 +27,10 @@ from ..sources.lengths import Buckets
 from ..sources.permutation import MAX_SAMPLES
 from ..sources.planned import PlannedBatches
 from ..sources.source import Source
-from ..state import saver
 from ..state.callbacks import Callbacks
 from ..state.early_stop import EarlyStop
 from ..table.table import SampleTable
+from ..triggers.patience import MODES
 from .control import Requests
 from .emitter import EventEmitter
 from .feed.followed import UNKNOWN_LENGTH, FollowedBatches
@@ -78,7 +78,7 @@ def build_run(settings: Settings) -> Run:
     pace = Pace(budget, steps_per_pass, given["clock"], rule=CoolDownRule(shape.min_lr, shape.decay_shape, decay))
     monitor = settings.monitor.name
     mode: Any = mode_of(monitor, settings.monitor.mode)
-    check_choice("mode", mode, saver.MODES)
+    check_choice("mode", mode, MODES)
     check_choice("record", settings.run_dir.record, ("names", "batch", "all"))
     sentry = Sentry(guard, watches_level=watches_level, is_usual=is_usual)
     announcer = Announcer(given["listeners"], pace.where)
@@ -316,8 +316,7 @@ def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | Non
                 f"warmup_proportion, got {steps!r} with {budget} and warmup_proportion={warmup!r}."
             )
         warmup = min(1.0, steps / budget.steps)
-    if decay is not None and not (is_number(decay) and 0 < decay <= 1):
-        raise ValueError(f"decay_proportion must be in (0, 1], got {decay!r}.")
+    check_share("decay_proportion", 1 if decay is None else decay, has_zero=False)
     if not isinstance(shape.decay_shape, str) or shape.decay_shape not in schedules.SHAPES:
         raise ValueError(f"decay_shape must be one of {sorted(schedules.SHAPES)}, got {shape.decay_shape!r}.")
     if decay is not None and mode != "wsd":

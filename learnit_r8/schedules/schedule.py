@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from .._validation import check_choice, described, is_number
+from .._validation import check_choice, check_share, described, is_number
 
 Schedule = Callable[[float], float]
 """Maps progress, the finished share of the budget in [0, 1], to a learning rate."""
@@ -78,8 +78,7 @@ class Warmup:
     def __post_init__(self) -> None:
         check_choice("decay", self.decay, sorted(DECAYS))
         _check_shape(self.peak_lr, self.warmup, self.floor)
-        if not 0 <= self.start <= 1:
-            raise ValueError(f"start must be in [0, 1], got {self.start!r}.")
+        check_share("start", self.start)
         if self.decay_share is not None and not 0 < self.decay_share <= 1 - self.warmup + 1e-9:
             raise ValueError(
                 f"decay_proportion must leave room for the warm-up, above 0 and at most {1 - self.warmup:.4g}, got "
