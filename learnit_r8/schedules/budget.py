@@ -131,9 +131,12 @@ class Budget:
         steps_per_pass: Steps in each of them as far as known, from which rates follow; None if unknown.
         is_in_epochs: Whether the steps are those of a number of epochs.
 
-    >>> Budget.of(2.5, None, None, 40)
-    Budget(steps=100, seconds=None, warmup_steps=0, cool_down=None, tokens=None, passes=None, steps_per_pass=None, \
-is_in_epochs=True)
+    >>> Budget(steps=100, is_in_epochs=True).expected_steps
+    100
+    >>> Budget(passes=2.5, steps_per_pass=40).expected_steps
+    100
+    >>> Budget().is_open
+    True
     """
 
     steps: int | None = None
