@@ -30,6 +30,12 @@ def whole_number(name: str, value: Any, *, least: int, most: float = float("inf"
     return int(value)
 
 
+def check_share(name: str, value: Any, *, has_zero: bool = True) -> None:
+    """Raise ValueError unless the value is a number in [0, 1], or in (0, 1] without ``has_zero``."""
+    if not (is_number(value) and 0 <= value <= 1 and (has_zero or value)):
+        raise ValueError(f"{name} must be in {'[' if has_zero else '('}0, 1], got {value!r}.")
+
+
 def described(value: Any) -> str:
     """What was given in place of a number, in one line, and how to get the number where that is clear."""
     if isinstance(value, str):

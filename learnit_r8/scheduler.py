@@ -408,7 +408,6 @@ class R8Scheduler:
         refuse_weights(self.policy)
         self._speak_at_exit()
         epoch, pace, host = self.current_epoch, self.pace, self.host
-        search = host.search
         if self._looping is None:
             # Within epoch_iterator() the time may run out before the first batch.
             run_state.say_if_spent(host.run)
@@ -419,7 +418,7 @@ class R8Scheduler:
                 # It was not reported.
                 self._given_up = left.step
                 host.give_up(left)
-            if (pace.step + pace.left_out) // pace.steps_per_epoch != epoch and not search.is_on:
+            if (pace.step + pace.left_out) // pace.steps_per_epoch != epoch and host.rates.search is None:
                 self._ended_epoch = True
                 if pace.is_finished or self.requests.is_pending:
                     # Else what follows the epoch in the user's loop comes before a checkpoint of it.
@@ -1025,7 +1024,7 @@ class R8Scheduler:
         """
         if self.pace.is_stopped:
             return "stopped" if self.pace.ended_early is None else "finished early"
-        if self.host.search.is_on:
+        if self.host.rates.search is not None:
             return "searching"
         if self.pace.is_finished or self._has_finished:
             return "finished"

@@ -371,8 +371,8 @@ def memory_of(r8):
         r8.sentry,
         r8.controller,
         r8.host.persistence.backup,
-        r8.host.search._test,
-        r8.host.search.found_lr,
+        r8.host.rates.search,
+        r8.host.rates.found_lr,
         r8.pace.tally,
     )
     return _remembered((table, r8.pace.step, r8.pace.num_out, *parts), [r8.table])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from .._validation import check_choice, is_number, whole_number
+from .._validation import check_choice, check_share, described, is_number, whole_number
 from ..events.bus import Announcer
 from ..events.steps import mode_of
 from ..guard.monitor import USUAL_GUARD, Sentry, as_guard
@@ -19,28 +19,37 @@ from ..recovery.backups import RamBackup
 from ..recovery.persistence import Persistence
 from ..recovery.record import FlightRecorder
 from ..recovery.recovery import RecoveryController
-from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule
+from ..schedules import schedule as schedules
+from ..schedules.budget import BUDGETS, OPEN_WARMUP, Budget, CoolDownRule
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import DEFAULT_DECAY, OPEN_MODES, Kept, Schedule, ScheduleName, make_schedule
+from ..schedules.schedule import Schedule
 from ..sources.lengths import Buckets
 from ..sources.permutation import MAX_SAMPLES
 from ..sources.planned import PlannedBatches
 from ..sources.source import Source
 from ..state.callbacks import Callbacks
 from ..state.early_stop import EarlyStop
-from ..state.saver import MODES
 from ..table.table import SampleTable
+from ..triggers.patience import MODES
 from .control import Requests
 from .emitter import EventEmitter
 from .feed.followed import UNKNOWN_LENGTH, FollowedBatches
 from .feed.replay import WAYS
-from .pace import LrSearch, Pace, Rates
+from .pace import Pace, Rates
 from .run import Run
 from .settings import OF_RATES, Monitor, OwnBatches, Settings, TokenBatches
 from .turns import Turns
 
 USUAL_EPOCH = 400
 """Steps that are taken for an epoch of unknown length, where backups are taken as often as an epoch says."""
+
+MOST_WARMUP = 1000
+"""Most steps of the default warm-up of an open budget; it is an epoch, or this many steps."""
+
+WHY_AN_END = (
+    ": scheduler_mode={!r} gives the rate as a function of progress, which needs an end. 'wsd' and 'constant' train "
+    "without one, until r8.cool_down() or r8.requests.stop()"
+)
 
 
 def build_run(settings: Settings) -> Run:
@@ -65,13 +74,12 @@ def build_run(settings: Settings) -> Run:
     if own.steps_per_epoch is not None:
         steps_per_epoch = whole_number("steps_per_epoch", own.steps_per_epoch, least=1)
     budget = _build_budget(settings, own, steps_per_epoch)
-    decay = DEFAULT_DECAY if shape.decay_proportion in (None, 1) else shape.decay_proportion
+    decay = schedules.DEFAULT_DECAY if shape.decay_proportion in (None, 1) else shape.decay_proportion
     pace = Pace(budget, steps_per_pass, given["clock"], rule=CoolDownRule(shape.min_lr, shape.decay_shape, decay))
     monitor = settings.monitor.name
     mode: Any = mode_of(monitor, settings.monitor.mode)
     check_choice("mode", mode, MODES)
     check_choice("record", settings.run_dir.record, ("names", "batch", "all"))
-    test = _build_range_test(settings, budget, steps_per_epoch)
     sentry = Sentry(guard, watches_level=watches_level, is_usual=is_usual)
     announcer = Announcer(given["listeners"], pace.where)
     early_stop = EarlyStop(given["early_stopping"], monitor, mode, announcer)
@@ -88,15 +96,14 @@ def build_run(settings: Settings) -> Run:
         given["recovery"], persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",
         recorder=_build_recorder(settings, persistence),
     )  # fmt: skip
-    search = LrSearch(test, source=source, persistence=persistence, controller=controller, announcer=announcer)
     rates = Rates(
-        _schedule_maker(settings, budget), pace=pace, search=search, controller=controller, emitter=emitter,
-        announcer=announcer, persistence=persistence,
+        _schedule_maker(settings, budget), pace=pace, search=_build_range_test(settings, budget, steps_per_epoch),
+        source=source, controller=controller, emitter=emitter, announcer=announcer, persistence=persistence,
     )  # fmt: skip
     requests = Requests(pace, announcer, handle_signals=given["handle_signals"], agreement=agreement)
     shown = replace(settings, given={**given, "monitor": Monitor(monitor, mode=mode if monitor else None)})
     return Run(
-        source, pace, sentry, persistence, controller, announcer, emitter, agreement, search, rates, early_stop,
+        source, pace, sentry, persistence, controller, announcer, emitter, agreement, rates, early_stop,
         requests, Turns(table, announcer), given["name"] or "", shown.texts(),
     )  # fmt: skip
 
@@ -231,31 +238,40 @@ def _own_table(settings: Settings, own: OwnBatches) -> SampleTable:
     return SampleTable(0, batch_size=1, most_ids=most)
 
 
-def _pass_budget(epochs: Any, known: int | None, mode: ScheduleName | Schedule) -> Budget:
-    """The budget of a number of runs through the user's loader, whose length is known or not."""
-    if not (is_number(epochs) and 0 < epochs < math.inf):
-        raise ValueError(f"num_epochs must be a number > 0 and finite, got {epochs!r}.")
-    if known is None and (mode not in OPEN_MODES or epochs != int(epochs)):
-        raise ValueError(
-            f"num_epochs={epochs!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as nobody knows "
-            "when an epoch ends: give steps_per_epoch, or a budget in num_steps, num_tokens or "
-            "train_duration_seconds; or whole epochs with scheduler_mode 'keep' or 'constant'."
-        )
-    return Budget(passes=epochs, steps_per_pass=known)
-
-
 def _build_budget(settings: Settings, own: OwnBatches, steps_per_epoch: int) -> Budget:
-    given = settings.given
-    warmup_steps = settings.shape.warmup_steps
+    """The budget that one of the arguments gives; an open one where the mode needs none.
+
+    Raises:
+        ValueError: none or several of them are given, or it is no positive finite number, or no whole number of steps.
+    """
+    given, mode, warmup_steps = settings.given, settings.shape.mode, settings.shape.warmup_steps
     if warmup_steps is not None:
         warmup_steps = whole_number("warmup_steps", warmup_steps, least=0)
-    is_alone = given["num_steps"] is None and given["train_duration_seconds"] is None and own.num_tokens is None
-    if given["num_samples"] is None and given["num_epochs"] is not None and is_alone:
-        return _pass_budget(given["num_epochs"], own.steps_per_epoch, settings.shape.mode)
-    return Budget.of(
-        given["num_epochs"], given["num_steps"], given["train_duration_seconds"], steps_per_epoch,
-        num_tokens=own.num_tokens, mode=settings.shape.mode, warmup_steps=warmup_steps,
-    )  # fmt: skip
+    amounts: dict[str, Any] = {**given, "num_tokens": own.num_tokens}
+    chosen = {name: amounts[name] for name in BUDGETS if amounts[name] is not None}
+    if not chosen and mode in schedules.OPEN_MODES:
+        return Budget(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)
+    if len(chosen) != 1:
+        why = "" if chosen else WHY_AN_END.format(mode)
+        raise ValueError(f"exactly one of {', '.join(BUDGETS)} must be given, got {chosen or 'none of them'}{why}.")
+    [(name, amount)] = chosen.items()
+    if not (is_number(amount) and 0 < amount < math.inf):
+        raise ValueError(f"{name} must be a number > 0 and finite, got {described(amount)}.")
+    if name == "num_epochs" and given["num_samples"] is None:
+        if own.steps_per_epoch is None and (mode not in schedules.OPEN_MODES or amount != int(amount)):
+            raise ValueError(
+                f"num_epochs={amount!r} of a loader needs steps_per_epoch with scheduler_mode={mode!r}, as nobody "
+                "knows when an epoch ends: give steps_per_epoch, or a budget in num_steps, num_tokens or "
+                "train_duration_seconds; or whole epochs with scheduler_mode 'keep' or 'constant'."
+            )
+        return Budget(passes=amount, steps_per_pass=own.steps_per_epoch)
+    if name == "num_epochs":
+        return Budget(steps=math.ceil(amount * steps_per_epoch), is_in_epochs=True)
+    if name == "train_duration_seconds":
+        return Budget(seconds=amount)
+    if amount != int(amount):
+        raise ValueError(f"{name} must be a whole number, got {amount!r}.")
+    return Budget(tokens=int(amount)) if name == "num_tokens" else Budget(steps=int(amount))
 
 
 def _build_range_test(settings: Settings, budget: Budget, steps_per_epoch: int) -> RangeTest | None:
@@ -272,17 +288,21 @@ def _build_range_test(settings: Settings, budget: Budget, steps_per_epoch: int) 
 
 
 def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | None], Schedule]:
-    """The function of a found peak rate, or None, that returns the schedule."""
-    given = settings.given
-    shape = settings.shape
-    warmup, steps = shape.warmup_proportion, shape.warmup_steps
-    if shape.mode == "keep":
-        for name, value, _ in settings.items():
-            if name in OF_RATES and value != OF_RATES[name]:
+    """The function of a found peak rate, or None, that returns the schedule.
+
+    Raises:
+        ValueError: an unknown mode, or a number outside its range.
+        TypeError: the mode is neither a text nor callable.
+    """
+    given, shape, mode = settings.given, settings.shape, settings.shape.mode
+    warmup, steps, decay = shape.warmup_proportion, shape.warmup_steps, shape.decay_proportion
+    if mode == "keep":
+        for each, value, _ in settings.items():
+            if each in OF_RATES and value != OF_RATES[each]:
                 raise ValueError(
-                    f"{name} must be left out with scheduler_mode='keep', as the rate is yours then, got {value!r}."
+                    f"{each} must be left out with scheduler_mode='keep', as the rate is yours then, got {value!r}."
                 )
-        return lambda peak: Kept()
+        return lambda peak: schedules.Kept()
     if budget.is_open:
         if warmup is not None:
             raise ValueError(
@@ -290,18 +310,35 @@ def _schedule_maker(settings: Settings, budget: Budget) -> Callable[[float | Non
             )
         warmup = OPEN_WARMUP if budget.warmup_steps else 0.0
     elif steps is not None:
-        if warmup is not None or budget.steps is None or callable(shape.mode):
+        if warmup is not None or budget.steps is None or callable(mode):
             raise ValueError(
                 "warmup_steps needs a budget in steps or epochs, or none, a scheduler_mode given by name, and no "
                 f"warmup_proportion, got {steps!r} with {budget} and warmup_proportion={warmup!r}."
             )
         warmup = min(1.0, steps / budget.steps)
+    check_share("decay_proportion", 1 if decay is None else decay, has_zero=False)
+    if not isinstance(shape.decay_shape, str) or shape.decay_shape not in schedules.SHAPES:
+        raise ValueError(f"decay_shape must be one of {sorted(schedules.SHAPES)}, got {shape.decay_shape!r}.")
+    if decay is not None and mode != "wsd":
+        raise ValueError(f"decay_proportion needs scheduler_mode='wsd', got {decay!r} with {mode!r}.")
+    if callable(mode):
+        schedule = mode
+        schedules.check_rate(schedule(0.0), 0.0)
+        return lambda peak: schedule
+    if not isinstance(mode, str):
+        raise TypeError(f"scheduler_mode must be one of {schedules.MODES} or a function of progress, got {mode!r}.")
+    check_choice("scheduler_mode", mode, schedules.MODES, " or a function of progress")
+    name: str = mode
 
     def made(peak: float | None) -> Schedule:
-        return make_schedule(
-            given["initial_lr"] if peak is None else peak, mode=shape.mode, warmup_proportion=warmup,
-            min_lr=shape.min_lr, decay_proportion=shape.decay_proportion, decay_shape=shape.decay_shape,
-            is_open=budget.is_open,
-        )  # fmt: skip
+        lr, floor = given["initial_lr"] if peak is None else peak, shape.min_lr
+        if name == "one_cycle":
+            return schedules.OneCycle(lr, warmup=0.3 if warmup is None else warmup, floor=floor)
+        rising = 0.05 if warmup is None else warmup
+        if name != "wsd" or budget.is_open or rising == 1:
+            return schedules.Warmup(lr, "constant" if name == "wsd" else name, warmup=rising, floor=floor)
+        # A long warm-up takes from the default decay, not from one that was asked for.
+        falling = min(schedules.DEFAULT_DECAY, 1 - rising) if decay is None else decay
+        return schedules.Warmup(lr, shape.decay_shape, warmup=rising, floor=floor, decay_share=falling)
 
     return made

@@ -1,40 +1,30 @@
-"""Event emitter: tells listeners of the start of a run, of its schedule and its samples. It changes no batch."""
+"""Event emitter: tells listeners of the samples of a run and of their groups. It changes no batch."""
 
 from __future__ import annotations
 
-import os
-import platform
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from .. import events
 from ..events.bus import Announcer
 from ..events.samples import MOST_GROUPS
-from ..events.versions import versions
-from ..schedules.schedule import Kept, Schedule
 from ..sources.ticket import Ticket
 from ..table.quantiles import rounded
 from ..table.survey import Surveyor
 from ..table.table import SampleTable
-
-PLAN_POINTS = 129
-"""Learning rates that stand for a schedule."""
-
 
 GROUP_SECONDS, GROUP_SHARE = 30.0, 0.005
 """Training time between two looks at the groups within an epoch, and the share of it that they may take."""
 
 
 class EventEmitter:
-    """Emits the events of the start, the schedule and the samples.
+    """Emits the events of the samples.
 
     Args:
         announcer: Passes events to listeners.
         table: The sample table.
 
     Attributes:
-        has_started: Whether the start of the run is over, of which `run_started` is a part.
+        has_started: Whether the start of the run is over; see `run_state.start`.
     """
 
     def __init__(self, announcer: Announcer, table: SampleTable) -> None:
@@ -46,19 +36,6 @@ class EventEmitter:
         self._surveyed_step = self._ended_step = self._grouped_step = -1
         self.has_groups = table.storage.group_labels is not None
         self._groups_due = GROUP_SECONDS
-
-    def run_started(self, *, settings: Mapping[str, str], schedule: Schedule, **facts: Any) -> None:
-        """Emit `RunStarted`: the first batch of this process is about to be drawn."""
-        if self._announcer.is_heard:
-            here = {**versions(), "machine": platform.node(), "process": str(os.getpid())}
-            self._announcer.tell(
-                events.RunStarted, settings={**settings, **here}, lr_plan=sample_rates(schedule), **facts
-            )
-
-    def lr_planned(self, schedule: Schedule) -> None:
-        """Emit `LrPlanned`: the schedule has changed. Before the run has started, nothing: `RunStarted` will tell."""
-        if self._announcer.is_heard and self.has_started:
-            self._announcer.tell(events.LrPlanned, lr_plan=sample_rates(schedule))
 
     def note_batch(self, ticket: Ticket) -> None:
         """Note the newest batch that was learned from, of which a survey tells how it was made."""
@@ -123,14 +100,3 @@ class EventEmitter:
         self._grouped_step = -1
         self._surveyor = self._ticket = None
         self._surveyed_step = self._ended_step = -1
-
-
-def sample_rates(schedule: Schedule) -> tuple[float, ...]:
-    """Learning rates of a schedule at equal steps of progress, for display; empty if it raises, or keeps the user's."""
-    if isinstance(schedule, Kept):
-        return ()
-    try:
-        return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
-    except Exception:
-        # The user's own schedule may only work with the progress of a real run.
-        return ()

@@ -96,7 +96,7 @@ class Engine:
         self.sentry, self.controller, self.persistence = run.sentry, run.controller, run.persistence
         self.backup, self.saver = run.persistence.backup, run.persistence.saver
         self.announcer, self.emitter, self.requests, self.turns = run.announcer, run.emitter, run.requests, run.turns
-        self.search, self.rates, self.early_stop = run.search, run.rates, run.early_stop
+        self.rates, self.early_stop = run.rates, run.early_stop
         self.open_ticket: Ticket | None = None
         self.clock: Callable[[], float] = time.perf_counter
         self.own_seconds = self.data_seconds = 0.0
@@ -138,7 +138,7 @@ class Engine:
             epoch = (step + pace.left_out) // pace.steps_per_epoch + pace.passes
             # The schedule is the user's: if it raises, nothing has changed.
             lr = self.rates.scheduled(progress)
-            if controller.is_quiet and not (math.isnan(pace.tally.began) or self.search.is_on):
+            if controller.is_quiet and self.rates.search is None and not math.isnan(pace.tally.began):
                 # Nearly always the source has the next batch at hand.
                 with turns.lock:
                     is_now = turns.busy is None and pace.step + pace.num_out == step
@@ -162,7 +162,7 @@ class Engine:
         Returns:
             The ticket; None if another call came first.
         """
-        pace, source, controller, is_searching = self.pace, self.source, self.controller, self.search.is_on
+        pace, source, controller, is_searching = self.pace, self.source, self.controller, self.rates.search is not None
         if epoch > source.pass_number and not (pace.num_out or is_searching):
             # With batches out, an earlier epoch goes on: its metrics are still to come.
             self.early_stop.check_name(epoch)
@@ -172,7 +172,7 @@ class Engine:
             turn.is_changing = True
             if is_searching:
                 # Its batches are no steps of the run, and take none of its time.
-                batch, lr = self.search.draw()
+                batch, lr = self.rates.draw()
                 return self._hand_out(batch, step, -1, lr)
             pace.start()
             # After a resume, batches that are drawn again may be of the previous pass.
@@ -475,8 +475,7 @@ class Engine:
             if undo is not None and verdict is not GOOD and ticket.epoch >= 0:
                 is_undone = undo()
             if ticket.epoch < 0:
-                put_to = self.search.take(ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD)
-                self.rates.use_found()
+                put_to = self.rates.take(ticket.batch, judged.reading.mean, ticket.lr, refused=verdict is not GOOD)
             elif verdict is Verdict.PROBED or ticket.chunk.is_probe:
                 verdict, put_to = Verdict.PROBED, self._take_probe(ticket, judged)
             elif verdict is GOOD:
@@ -486,7 +485,7 @@ class Engine:
             else:
                 put_to = self._refuse(ticket, judged, is_undone=is_undone)
             self.pace.begin_break()
-            is_unknown = self.search.is_on or math.isnan(judged.lr)
+            is_unknown = self.rates.search is not None or math.isnan(judged.lr)
             lr = self.rates.now if is_unknown else self.controller.limit.lr(judged.lr)
             return Outcome(verdict, self.rates.shown(lr), put_to)
 
@@ -661,7 +660,7 @@ class Engine:
         # No probe follows the last batch of a number of epochs.
         is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
         is_at_end = closing or (pace.is_finished and not pace.num_out)
-        if is_at_end and not self.search.is_on:
+        if is_at_end and self.rates.search is None:
             scheduled = self.rates.scheduled(1.0)
             with self.turns.take("draw", pace.step, is_changing=True):
                 has_probe = controller.looks_last(step=pace.step, lr=scheduled, may_probe=not is_last)
@@ -718,7 +717,7 @@ class Engine:
     def _answer_damage(self, array: str) -> None:
         """Look into a model that holds non-finite numbers although its losses were finite."""
         step = self.pace.step
-        if self.search.is_on:
+        if self.rates.search is not None:
             self.persistence.backup_timer.note_done(step)
             return
         scheduled = self.rates.scheduled_at(step)
@@ -727,7 +726,7 @@ class Engine:
 
     def back_up(self, state: Any) -> None:
         """Copy a model state to RAM; see `R8Scheduler.update_cpu_backup`."""
-        if self.search.is_on and self.emitter.has_started:
+        if self.rates.search is not None and self.emitter.has_started:
             return
         if self.controller.live.is_restoring and self.turns.is_mine:
             raise RuntimeError(f"load_callback must not make backups, got one at step {self.pace.step}.")
@@ -751,7 +750,7 @@ class Engine:
         """
         pace, controller, is_between = self.pace, self.controller, self.pace.is_between_epochs
         is_again = controller.left_at == pace.place
-        if not (is_validated or (is_between and not is_again)) or pace.num_out or self.search.is_on:
+        if not (is_validated or (is_between and not is_again)) or pace.num_out or self.rates.search is not None:
             return
         controller.left_at = pace.place
         if not controller.is_on_trial:

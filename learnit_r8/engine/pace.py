@@ -6,14 +6,14 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .. import events
 from ..policies.registry import SHUFFLE
-from ..schedules.budget import OPEN_WARMUP, Budget, CoolDownRule, cool_down_budget, from_state, state_of
+from ..schedules.budget import OPEN_WARMUP, Budget, CoolDown, CoolDownRule, counted, end_of, is_later
 from ..schedules.range_test import RangeTest
-from ..schedules.schedule import Kept, Schedule, Warmup, check_rate
+from ..schedules.schedule import Kept, Schedule, Warmup, check_rate, sample_rates
 from ..schedules.span import Span
 from ..table.losses import read_number
 
@@ -281,7 +281,7 @@ class Pace:
         return min(0.5, epoch / OPEN_EPOCHS) if self.budget.is_open else progress
 
     def with_cool_down(self, span: Span, lr: float) -> Budget:
-        """The budget that a cool-down from here would leave; see `schedules.budget.cool_down_budget`.
+        """The budget that a cool-down from here would leave.
 
         Args:
             span: Its length.
@@ -290,17 +290,31 @@ class Pace:
         Raises:
             ValueError: it would end later than the run does anyway, or at a time that is past.
         """
-        return cool_down_budget(
-            self.budget,
-            span,
-            self.rule,
-            lr=lr,
-            step=self.place,
-            seconds=self.seconds,
-            steps_per_epoch=self.steps_per_epoch,
-            wall=self.wall,
-            least_steps=max(1, self.num_out),
-        )
+        budget, step, seconds = self.budget, self.place, self.seconds
+        if budget.tokens is not None or budget.passes is not None:
+            # Where that ends in steps or seconds is not known.
+            budget = Budget()
+        is_share, span = span.unit == "share", counted(span, budget, step, seconds, self.steps_per_epoch)
+        if span.unit == "steps":
+            # Batches that are out belong to the run.
+            ends = Budget(steps=step + max(1, self.num_out, int(span.amount)))
+        else:
+            left = span.amount - self.wall() if span.unit == "until" else span.amount
+            if left <= 0:
+                raise ValueError(f"a cool-down must end in the future, got {span}.")
+            ends = Budget(seconds=seconds + left)
+        if is_later(ends, budget, step, seconds):
+            if not is_share:
+                raise ValueError(
+                    f"a cool-down must not be longer than what is left of the run, got {span} at step {step} of a run "
+                    f"that ends {end_of(budget)}."
+                )
+            ends = Budget(steps=budget.steps, seconds=budget.seconds)
+        done, whole = (seconds, ends.seconds) if ends.steps is None else (step, ends.steps)
+        begin = min(1.0, done / whole) if whole else 1.0
+        until = span.amount if span.unit == "until" else None
+        cool_down = CoolDown(begin, lr, min(self.rule.floor, lr), self.rule.shape, step, until)
+        return replace(ends, cool_down=cool_down)
 
     def end_at(self, budget: Budget) -> None:
         """Go on with the budget that `with_cool_down` returned."""
@@ -347,6 +361,8 @@ class Pace:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and seconds, and the end that a cool-down has set; batches not reported yet are drawn again."""
+        budget, cool_down = self.budget, self.budget.cool_down
+        ending = cool_down and {"steps": budget.steps, "seconds": budget.seconds, **asdict(cool_down)}
         return {
             "step": self.step,
             "probes": [self.probes, self.left_out, *self._before_epoch],
@@ -354,13 +370,15 @@ class Pace:
             "longest_break": self.longest_break,
             "passes": [self.passes, self.has_ended],
             "tokens": self.tokens,
-            "ending": state_of(self.budget),
+            "ending": ending,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned."""
-        ending = state["ending"]
-        self.budget = self._given if ending is None else from_state(ending)
+        self.budget = self._given
+        if state["ending"] is not None:
+            ending = {**state["ending"]}
+            self.budget = Budget(ending.pop("steps"), ending.pop("seconds"), cool_down=CoolDown(**ending))
         self.step, self.num_out = state["step"], 0
         self.probes, self.left_out, *before = state["probes"]
         self._before_epoch = before[0], before[1]
@@ -371,138 +389,46 @@ class Pace:
         self._set_deadline()
 
 
-class LrSearch:
-    """Runs the steps of a range test, then restores the model to its state before.
-
-    Args:
-        test: The range test, or None for no search.
-        source: Draws random batches.
-        persistence: Says whether there is a state to go back to.
-        controller: Restores the model.
-        announcer: Receives warnings and events.
-
-    Attributes:
-        found_lr: The rate found; None before.
-        is_on: Whether the search is still running.
-    """
-
-    def __init__(
-        self, test: RangeTest | None, *, source: Source, persistence: Persistence, controller: RecoveryController,
-        announcer: Announcer,
-    ) -> None:  # fmt: skip
-        self.found_lr: float | None = None
-        self._test, self.is_on = test, test is not None
-        self._source = source
-        self._persistence, self._controller, self._announcer = persistence, controller, announcer
-
-    def check_ready(self) -> None:
-        """Check that the model can be restored after the search.
-
-        Raises:
-            RuntimeError: there is neither a state callback nor a backup.
-        """
-        if self.is_on and self._persistence.callbacks.state is None and self._persistence.backup.is_empty:
-            raise RuntimeError(
-                "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
-                "update_cpu_backup() before the first batch is drawn."
-            )
-
-    def draw(self) -> tuple[Batch, float]:
-        """Draw a random batch, and the rate to train on it with."""
-        returned = bool(self._source.returned)
-        batch = self._source.draw_outside(SHUFFLE)
-        assert batch is not None
-        assert self._test is not None
-        rates = batch.chunk.rates
-        if not returned:
-            rates[batch.slot] = self._test.draw()
-        return batch, rates[batch.slot]
-
-    @property
-    def lr(self) -> float | None:
-        """The rate of the next batch of the search; None if the search is over."""
-        return None if self._test is None else self._test.lr
-
-    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> int | None:
-        """Take the loss of a batch of the search; returns the restored state if the model was restored."""
-        self._source.close(batch)
-        # One drawn before the search ended was trained on since: the restored model has changed.
-        if self._test is None or self._test.take(loss, lr, refused=refused):
-            return self._restore()
-        return self._end_if_done(self._test)
-
-    def _restore(self) -> int | None:
-        restored = self._controller.live.restore_newest()
-        return None if restored is None else restored.step
-
-    def skip(self, batch: Batch) -> None:
-        """Count a batch that will not be reported."""
-        self._source.close(batch)
-        if self._test is not None:
-            self._test.skip()
-            self._end_if_done(self._test)
-
-    def _end_if_done(self, test: RangeTest) -> int | None:
-        if not test.is_done:
-            return None
-        self._test, self.is_on = None, False
-        self._source.forget_outside()
-        restored = self._restore()
-        if math.isnan(test.result):
-            self._announcer.warn_once(
-                "no rate found",
-                f"auto_find_lr went up to {test.lr:.3g} in {test.num_steps} steps and the loss never turned up: "
-                "initial_lr is used.",
-            )
-        else:
-            self.found_lr = test.result
-            self._announcer.tell(events.LrFound, lr=test.result, num_steps=test.num_steps)
-        return restored
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of the search."""
-        return {"test": None if self._test is None else self._test.state_dict(), "found_lr": self.found_lr}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned."""
-        self._test = None if state["test"] is None else RangeTest(**state["test"])
-        self.is_on = self._test is not None
-        self.found_lr = state["found_lr"]
-
-
 class Rates:
     """The learning rate of each step.
 
     Args:
         make_schedule: Returns the schedule of a peak rate; None for the one that the user gave.
         pace: Knows the progress.
-        search: Finds the peak rate before the run, if that was asked for; an attribute, too.
-        controller: May hold rates down.
-        emitter: Tells listeners of another schedule.
-        announcer: Tells them of a cool-down.
+        search: Finds the peak rate before the run; None if that was not asked for. It ends with the state of the model
+            from before it.
+        source: Draws its batches.
+        controller: May hold rates down, and puts the model back.
+        emitter: Knows whether the run has started.
+        announcer: Tells listeners of another schedule, and of a cool-down.
         persistence: Looks again at what is due, as a cool-down ends the run sooner.
 
     Attributes:
         schedule: The schedule now, a function from progress in [0, 1] to a rate.
         own: The user's own rate as far as it is told, NaN before; None where the rate is the schedule's.
         last: The progress that the schedule was asked for last, and its rate.
+        search: The search for the peak rate; None once it is over.
+        found_lr: The rate that it has found; None before.
     """
 
     def __init__(
-        self, make_schedule: Callable[[float | None], Schedule], *, pace: Pace, search: LrSearch,
-        controller: RecoveryController, emitter: EventEmitter, announcer: Announcer, persistence: Persistence,
+        self, make_schedule: Callable[[float | None], Schedule], *, pace: Pace,
+        search: RangeTest | None, source: Source, controller: RecoveryController, emitter: EventEmitter,
+        announcer: Announcer, persistence: Persistence,
     ) -> None:  # fmt: skip
         self.schedule = make_schedule(None)
         self.own = math.nan if isinstance(self.schedule, Kept) else None
         self.last = math.nan, math.nan
         self._make_schedule = make_schedule
-        self._pace, self.search, self._controller, self._emitter = pace, search, controller, emitter
+        self.search = search
+        self.found_lr: float | None = None
+        self._pace, self._source, self._controller, self._emitter = pace, source, controller, emitter
         self._announcer, self._persistence = announcer, persistence
 
     @property
     def now(self) -> float:
         """The rate to use now."""
-        return self.search.lr or self.at(self._pace.step)
+        return self.at(self._pace.step) if self.search is None else self.search.lr
 
     def at(self, step: int) -> float:
         """The rate once this many steps are done: that of the schedule, unless recovery holds it down."""
@@ -545,24 +471,75 @@ class Rates:
         """A rate of the run as the user knows it: if the rate is the user's own, that of the run is a factor on it."""
         return lr if self.own is None else lr * self.own
 
-    def skip(self, batch: Batch) -> None:
-        """Leave out a batch of the search for a rate, with which the search may end."""
-        self.search.skip(batch)
-        self.use_found()
+    # The search for a rate.
 
-    def use_found(self) -> None:
-        """Follow the schedule whose peak the search has found, once it has."""
-        if self.search.found_lr is not None:
+    def draw(self) -> tuple[Batch, float]:
+        """Draw a random batch for the search, and the rate to train on it with."""
+        returned = bool(self._source.returned)
+        batch = self._source.draw_outside(SHUFFLE)
+        assert batch is not None
+        assert self.search is not None
+        rates = batch.chunk.rates
+        if not returned:
+            rates[batch.slot] = self.search.draw()
+        return batch, rates[batch.slot]
+
+    def take(self, batch: Batch, loss: float, lr: float, *, refused: bool) -> int | None:
+        """Take the loss of a batch of the search; returns the restored state if the model was restored."""
+        self._source.close(batch)
+        # One drawn before the search ended was trained on since: the restored model has changed.
+        if self.search is None or self.search.take(loss, lr, refused=refused):
+            return self._restore()
+        return self._end_if_done(self.search)
+
+    def _restore(self) -> int | None:
+        restored = self._controller.live.restore_newest()
+        return None if restored is None else restored.step
+
+    def skip(self, batch: Batch) -> None:
+        """Count a batch of the search that will not be reported."""
+        self._source.close(batch)
+        if self.search is not None:
+            self.search.skip()
+            self._end_if_done(self.search)
+
+    def _end_if_done(self, search: RangeTest) -> int | None:
+        if not search.is_done:
+            return None
+        self.search = None
+        self._source.forget_outside()
+        restored = self._restore()
+        if math.isnan(search.result):
+            self._announcer.warn_once(
+                "no rate found",
+                f"auto_find_lr went up to {search.lr:.3g} in {search.num_steps} steps and the loss never turned up: "
+                "initial_lr is used.",
+            )
+        else:
+            self.found_lr = search.result
+            self._announcer.tell(events.LrFound, lr=search.result, num_steps=search.num_steps)
             self.follow_schedule()
+        return restored
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the search."""
+        return {"test": None if self.search is None else self.search.state_dict(), "found_lr": self.found_lr}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.search = None if state["test"] is None else RangeTest(**state["test"])
+        self.found_lr = state["found_lr"]
 
     def follow_schedule(self) -> None:
         """Follow the schedule of the peak rate, found or given, or the cool-down once there is one."""
         before = self.schedule
-        self.schedule = self._pace.budget.cool_down or self._make_schedule(self.search.found_lr)
+        self.schedule = self._pace.budget.cool_down or self._make_schedule(self.found_lr)
         self.last = math.nan, math.nan
         # Shares of the user's own rate are no plan of it.
-        if self.schedule != before and self.own is None:
-            self._emitter.lr_planned(self.schedule)
+        is_new = self.schedule != before and self.own is None
+        # Before the run has started, nothing: `RunStarted` will tell.
+        if is_new and self._announcer.is_heard and self._emitter.has_started:
+            self._announcer.tell(events.LrPlanned, lr_plan=sample_rates(self.schedule))
 
     # The cool-down that ends a run when it is asked for: the rate falls from there on.
 

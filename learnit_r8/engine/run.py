@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..state.early_stop import EarlyStop
     from .control import Requests
     from .emitter import EventEmitter
-    from .pace import LrSearch, Pace, Rates
+    from .pace import Pace, Rates
     from .turns import Turns
 
 
@@ -104,7 +104,6 @@ class Run:
         announcer: Passes events to listeners.
         emitter: Tells of steps, epochs and samples.
         agreement: Decides together with other ranks, if there are any.
-        search: Finds the peak learning rate before the run.
         rates: The learning rate of each step.
         early_stop: Ends the run before its budget is used up.
         requests: Requests to pause, stop or save.
@@ -124,7 +123,6 @@ class Run:
     announcer: Announcer
     emitter: EventEmitter
     agreement: Agreement
-    search: LrSearch
     rates: Rates
     early_stop: EarlyStop
     requests: Requests

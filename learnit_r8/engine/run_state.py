@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import numpy as np
 from .. import events
 from .._validation import did_you_mean
 from ..events.incident import Incident
+from ..events.versions import versions
 from ..recovery.backups import SchedulerState
 from ..recovery.rate_limit import RateLimit
 from ..recovery.state import SAVED_OF_INCIDENT, Lineage, RateTrial, of_01c0f9e2
 from ..schedules.budget import BUDGETS
 from ..schedules.range_test import RangeTest
+from ..schedules.schedule import sample_rates
 from ..state.callbacks import call_load
 from ..state.durable_io import numbered, remove
 from ..state.kinds import ANYTHING, check_kinds
@@ -115,16 +118,23 @@ _PARTS = {
 def start(run: Run) -> None:
     """Tell listeners that the run has started."""
     saver, callbacks, budget = run.persistence.saver, run.persistence.callbacks, run.pace.budget
-    run.search.check_ready()
-    run.emitter.run_started(
-        settings=run.settings,
-        schedule=run.rates.schedule,
-        name=run.name,
-        num_samples=run.source.table.num_samples,
-        total_steps=budget.expected_steps,
-        train_duration_seconds=budget.seconds,
-        **run.source.facts(),
-    )
+    if run.rates.search is not None and callbacks.state is None and run.persistence.backup.is_empty:
+        raise RuntimeError(
+            "auto_find_lr needs a model state to go back to, got none: pass state_callback or call "
+            "update_cpu_backup() before the first batch is drawn."
+        )
+    if run.announcer.is_heard:
+        here = {**versions(), "machine": platform.node(), "process": str(os.getpid())}
+        run.announcer.tell(
+            events.RunStarted,
+            settings={**run.settings, **here},
+            lr_plan=sample_rates(run.rates.schedule),
+            name=run.name,
+            num_samples=run.source.table.num_samples,
+            total_steps=budget.expected_steps,
+            train_duration_seconds=budget.seconds,
+            **run.source.facts(),
+        )
     folder = None if saver is None else saver.store.folder
     if folder is not None:
         # So that a later process can tell a folder that was deleted from one without a checkpoint yet; where it cannot
@@ -198,7 +208,7 @@ def position_of(run: Run, random: dict[str, Any] | None = None, *, has_models: b
         "guard": run.sentry.state_dict(),
         "tally": {**vars(run.pace.tally)},
         "num_draws": run.pace.num_draws,
-        "search": run.search.state_dict(),
+        "search": run.rates.state_dict(),
         "early_stop": {**run.early_stop.state_dict(), "reason": run.pace.ended_early},
     }
 
@@ -295,7 +305,7 @@ def _take_over(run: Run, state: Mapping[str, Any]) -> None:
     run.controller.quarantine.load_state_dict(state["quarantine"])
     run.sentry.load_state_dict(state["guard"])
     run.pace.tally, run.pace.num_draws = Tally(**state["tally"]), state["num_draws"]
-    run.search.load_state_dict(state["search"])
+    run.rates.load_state_dict(state["search"])
     run.early_stop.load_state_dict(state["early_stop"])
     before, run.pace.ended_early = run.pace.ended_early, run.early_stop.reason
     if run.pace.ended_early is not None or before is not None:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._validation import is_number, whole_number
+from .._validation import check_share, is_number, whole_number
 from ..table.records import LARGEST_LOSS
 from ..table.trend import FirstLosses, is_far_below, median
 from .verdict import GOOD, Verdict
@@ -324,8 +324,7 @@ class SpikeGuard:
             value = getattr(self, name)
             if not (is_number(value) and least < value < math.inf):
                 raise ValueError(f"{name} must be > {least:g} and finite, got {value!r}.")
-        if not (is_number(self.gate) and 0 <= self.gate <= 1):
-            raise ValueError(f"gate must be in [0, 1], got {self.gate!r}.")
+        check_share("gate", self.gate)
         whole_number("window", self.window, least=LEAST_KNOWN)
         whole_number("lag", self.lag, least=0)
         whole_number("lasting_steps", self.lasting_steps, least=BLOCK)

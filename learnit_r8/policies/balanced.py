@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import is_number
+from .._validation import check_share, is_number
 from ..table.radix import keys_of, order_of
 from .base import Around, Candidates, Context, Kept, Order, Policy
 
@@ -146,8 +146,7 @@ class EvenGroups(Around):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (is_number(self.exponent) and 0 <= self.exponent <= 1):
-            raise ValueError(f"exponent must be in [0, 1], got {self.exponent!r}.")
+        check_share("exponent", self.exponent)
         if not (is_number(self.most_often) and 1 <= self.most_often < np.inf):
             raise ValueError(f"most_often must be a number >= 1, got {self.most_often!r}.")
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from .._validation import is_number
+from .._validation import check_share, is_number
 from .balanced import Balanced
 from .base import Candidates, Context, Kept, Order, Policy
 
@@ -81,9 +81,7 @@ class Focus(Policy):
         if not (isinstance(self.noise_guard, bool) or self.noise_guard == WEIGH):
             raise TypeError(f"noise_guard must be True, False or {WEIGH!r}, got {self.noise_guard!r}.")
         for name in ("skip_easy", "skip_suspects", "begin", "most_hard"):
-            value = getattr(self, name)
-            if not (is_number(value) and 0 <= value <= 1):
-                raise ValueError(f"{name} must be in [0, 1], got {value!r}.")
+            check_share(name, getattr(self, name))
         if not (is_number(self.end) and self.begin <= self.end <= 1):
             raise ValueError(f"end must be in [begin, 1] = [{self.begin!r}, 1], got {self.end!r}.")
 

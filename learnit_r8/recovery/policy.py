@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._validation import is_number, whole_number
+from .._validation import check_share, whole_number
 
 DEAD_EVERY = 5
 """Updates between two looks at the gradient; a number that a cycle of batches seldom has."""
@@ -53,7 +53,5 @@ class Recovery:
             whole_number(name, getattr(self, name), least=1)
         for name in ("gentle_steps", "steady_steps"):
             whole_number(name, getattr(self, name), least=0)
-        if not (is_number(self.factor) and 0 < self.factor <= 1):
-            raise ValueError(f"factor must be in (0, 1], got {self.factor!r}.")
-        if not (is_number(self.most_quarantined) and 0 <= self.most_quarantined <= 1):
-            raise ValueError(f"most_quarantined must be in [0, 1], got {self.most_quarantined!r}.")
+        check_share("factor", self.factor, has_zero=False)
+        check_share("most_quarantined", self.most_quarantined)

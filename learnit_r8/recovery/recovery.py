@@ -647,8 +647,7 @@ class RecoveryController:
             states = [each for each in states if each.updates < lineage.since] or states[:1]
         for backup in reversed(states):
             if self.live.put(backup):
-                is_seen = self._persistence.callbacks.state is not None
-                self._go_on_from(backup, alarm, is_sudden=True, is_tested=is_seen)
+                self._go_on_from(backup, alarm, is_tested=self._persistence.callbacks.state is not None)
                 return
         self.live.raise_failures()
 
@@ -713,7 +712,7 @@ class RecoveryController:
             self._remedies.go_on(case, finding)
         self.live.end()
 
-    def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool, is_tested: bool = True) -> None:
+    def _go_on_from(self, backup: Backup, alarm: Alarm, *, is_sudden: bool = True, is_tested: bool = True) -> None:
         """Go on from a state that was put back."""
         if alarm is Alarm.NOT_FINITE:
             self.state.watch_steps()
@@ -774,8 +773,7 @@ class RecoveryController:
             step: Steps reported.
         """
         self.live.step = step
-        aside = self.early.aside
-        state = aside if aside is not None else self._best_of_test()
+        state = self._best_of_test() if self.early.aside is None else self.early.aside
         if state is not None:
             self.live.show(state)
 

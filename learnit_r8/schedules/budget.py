@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .._validation import described, is_number
-from .schedule import DEFAULT_DECAY, DEFAULT_SHAPE, OPEN_MODES, SHAPES
+from .schedule import DEFAULT_DECAY, DEFAULT_SHAPE, SHAPES
 from .span import Span, checked_span
 
 
@@ -60,60 +58,7 @@ class CoolDown:
         return self.floor + (self.lr - self.floor) * SHAPES[self.shape](share)
 
 
-def cool_down_budget(
-    budget: Budget,
-    span: Span,
-    rule: CoolDownRule,
-    *,
-    lr: float,
-    step: int,
-    seconds: float,
-    steps_per_epoch: int,
-    wall: Callable[[], float] = time.time,
-    least_steps: int = 1,
-) -> Budget:
-    """The budget that a cool-down from here leaves.
-
-    Args:
-        budget: The budget so far.
-        span: Its length.
-        rule: Its rates.
-        lr: The scheduled rate now.
-        step: Steps reported so far.
-        seconds: Training seconds so far.
-        steps_per_epoch: Steps in an epoch.
-        wall: Returns seconds since 1970.
-        least_steps: Batches that are out already, and at least 1.
-
-    Raises:
-        ValueError: it would end later than the run does anyway, or at a time that is past.
-    """
-    if budget.tokens is not None or budget.passes is not None:
-        # Where that ends in steps or seconds is not known.
-        budget = Budget()
-    is_share, span = span.unit == "share", _counted(span, budget, step, seconds, steps_per_epoch)
-    if span.unit == "steps":
-        ends = Budget(steps=step + max(least_steps, int(span.amount)))
-    else:
-        left = span.amount - wall() if span.unit == "until" else span.amount
-        if left <= 0:
-            raise ValueError(f"a cool-down must end in the future, got {span}.")
-        ends = Budget(seconds=seconds + left)
-    if _is_later(ends, budget, step, seconds):
-        if not is_share:
-            raise ValueError(
-                f"a cool-down must not be longer than what is left of the run, got {span} at step {step} of a run that "
-                f"ends {_end_of(budget)}."
-            )
-        ends = Budget(steps=budget.steps, seconds=budget.seconds)
-    done, whole = (seconds, ends.seconds) if ends.steps is None else (step, ends.steps)
-    begin = min(1.0, done / whole) if whole else 1.0
-    until = span.amount if span.unit == "until" else None
-    cool_down = CoolDown(begin, lr, min(rule.floor, lr), rule.shape, step, until)
-    return replace(ends, cool_down=cool_down)
-
-
-def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_epoch: int) -> Span:
+def counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_epoch: int) -> Span:
     """Convert a span to steps, to seconds, or to a wall time."""
     if span.unit == "epochs":
         if steps_per_epoch == sys.maxsize:
@@ -130,7 +75,7 @@ def _counted(span: Span, budget: Budget, step: int, seconds: float, steps_per_ep
     return Span("steps", max(1, math.ceil(step * factor)))
 
 
-def _is_later(ends: Budget, budget: Budget, step: int, seconds: float) -> bool:
+def is_later(ends: Budget, budget: Budget, step: int, seconds: float) -> bool:
     """Whether one budget ends after another, at the speed so far; false if that is not known, or the other is open."""
     if ends.steps is not None and budget.steps is not None:
         return ends.steps > budget.steps
@@ -140,25 +85,12 @@ def _is_later(ends: Budget, budget: Budget, step: int, seconds: float) -> bool:
     return end > most * (1 + 1e-9)
 
 
-def _end_of(budget: Budget) -> str:
+def end_of(budget: Budget) -> str:
+    """When a budget ends, in words."""
     if budget.cool_down is not None and budget.cool_down.until is not None:
         return str(Span("until", budget.cool_down.until))
     unit = f"at step {budget.steps}" if budget.steps is not None else f"after {budget.seconds or 0.0:.1f} s"
     return f"{unit}, where a cool-down ends" if budget.cool_down is not None else unit
-
-
-def state_of(budget: Budget) -> dict[str, Any] | None:
-    """The end that a cool-down has set, as plain values; None without one."""
-    if budget.cool_down is None:
-        return None
-    return {"steps": budget.steps, "seconds": budget.seconds, **asdict(budget.cool_down)}
-
-
-def from_state(state: dict[str, Any]) -> Budget:
-    """The budget that `state_of` was taken of."""
-    facts = dict(state)
-    steps, seconds = facts.pop("steps"), facts.pop("seconds")
-    return Budget(steps=steps, seconds=seconds, cool_down=CoolDown(**facts))
 
 
 BUDGETS = ("num_epochs", "num_steps", "train_duration_seconds", "num_tokens")
@@ -184,14 +116,6 @@ def batches_of(num_updates: int, num_batches: int, accumulate: int) -> int:
 OPEN_WARMUP = 0.5
 """Progress that stands for the end of the warm-up of an open budget: schedules are functions of progress."""
 
-MOST_WARMUP = 1000
-"""Most steps of the default warm-up of an open budget; it is an epoch, or this many steps."""
-
-WHY_AN_END = (
-    ": scheduler_mode={!r} gives the rate as a function of progress, which needs an end. 'wsd' and 'constant' train "
-    "without one, until r8.cool_down() or r8.requests.stop()"
-)
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -207,9 +131,12 @@ class Budget:
         steps_per_pass: Steps in each of them as far as known, from which rates follow; None if unknown.
         is_in_epochs: Whether the steps are those of a number of epochs.
 
-    >>> Budget.of(2.5, None, None, 40)
-    Budget(steps=100, seconds=None, warmup_steps=0, cool_down=None, tokens=None, passes=None, steps_per_pass=None, \
-is_in_epochs=True)
+    >>> Budget(steps=100, is_in_epochs=True).expected_steps
+    100
+    >>> Budget(passes=2.5, steps_per_pass=40).expected_steps
+    100
+    >>> Budget().is_open
+    True
     """
 
     steps: int | None = None
@@ -220,43 +147,6 @@ is_in_epochs=True)
     passes: float | None = None
     steps_per_pass: int | None = None
     is_in_epochs: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        num_epochs: float | None,
-        num_steps: int | None,
-        train_duration_seconds: float | None,
-        steps_per_epoch: int,
-        *,
-        num_tokens: int | None = None,
-        mode: Any = None,
-        warmup_steps: int | None = None,
-    ) -> Budget:
-        """The budget that R8Scheduler's arguments stand for.
-
-        Raises:
-            ValueError: several of the four are given, or none though the mode needs an end; or one is not positive
-                and finite.
-        """
-        given = dict(zip(BUDGETS, (num_epochs, num_steps, train_duration_seconds, num_tokens), strict=True))
-        chosen = {name: value for name, value in given.items() if value is not None}
-        if not chosen and isinstance(mode, str) and mode in OPEN_MODES:
-            return cls(warmup_steps=min(steps_per_epoch, MOST_WARMUP) if warmup_steps is None else warmup_steps)
-        if len(chosen) != 1:
-            why = "" if chosen or mode is None else WHY_AN_END.format(mode)
-            raise ValueError(f"exactly one of {', '.join(given)} must be given, got {chosen or 'none of them'}{why}.")
-        for name, value in chosen.items():
-            if not (is_number(value) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a number > 0 and finite, got {described(value)}.")
-        if num_epochs is not None:
-            return cls(steps=math.ceil(num_epochs * steps_per_epoch), is_in_epochs=True)
-        for name in ("num_steps", "num_tokens"):
-            if name in chosen and chosen[name] != int(chosen[name]):
-                raise ValueError(f"{name} must be a whole number, got {chosen[name]!r}.")
-        if num_tokens is not None:
-            return cls(tokens=int(num_tokens))
-        return cls(steps=None if num_steps is None else int(num_steps), seconds=train_duration_seconds)
 
     @functools.cached_property
     def is_open(self) -> bool:

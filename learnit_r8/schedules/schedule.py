@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from .._validation import check_choice, described, is_number
+from .._validation import check_choice, check_share, described, is_number
 
 Schedule = Callable[[float], float]
 """Maps progress, the finished share of the budget in [0, 1], to a learning rate."""
@@ -29,6 +29,9 @@ ShapeName = Literal["linear", "sqrt", "cosine"]
 MODES: tuple[ScheduleName, ...] = ("linear", "cosine", "constant", "one_cycle", "wsd", "keep")
 OPEN_MODES = ("wsd", "constant", "keep")
 """Modes of a run whose end is not known: their rates before the decay do not depend on it."""
+
+PLAN_POINTS = 129
+"""Learning rates that stand for a schedule."""
 
 DEFAULT_DECAY = 0.2
 DEFAULT_SHAPE = "sqrt"
@@ -75,8 +78,7 @@ class Warmup:
     def __post_init__(self) -> None:
         check_choice("decay", self.decay, sorted(DECAYS))
         _check_shape(self.peak_lr, self.warmup, self.floor)
-        if not 0 <= self.start <= 1:
-            raise ValueError(f"start must be in [0, 1], got {self.start!r}.")
+        check_share("start", self.start)
         if self.decay_share is not None and not 0 < self.decay_share <= 1 - self.warmup + 1e-9:
             raise ValueError(
                 f"decay_proportion must leave room for the warm-up, above 0 and at most {1 - self.warmup:.4g}, got "
@@ -145,60 +147,6 @@ class Kept:
         return 1.0
 
 
-def make_schedule(
-    initial_lr: float,
-    *,
-    mode: Any,
-    warmup_proportion: float | None,
-    min_lr: float,
-    decay_proportion: float | None = None,
-    decay_shape: str = DEFAULT_SHAPE,
-    is_open: bool = False,
-) -> Schedule:
-    """The schedule that R8Scheduler's arguments stand for.
-
-    Args:
-        initial_lr: Peak of the schedule.
-        mode: One of MODES, or a callable of progress, which is used as it is.
-        warmup_proportion: Share of the budget spent rising; by default 0.05, and 0.3 for "one_cycle".
-        min_lr: Last learning rate.
-        decay_proportion: Share of the budget that "wsd" spends decaying; by default 0.2.
-        decay_shape: Shape of that decay.
-        is_open: Whether the end of the run is not known: there is no decay then.
-
-    Raises:
-        ValueError: an unknown mode, or a number outside its range.
-        TypeError: the mode is neither a text nor callable.
-    """
-    check_decay(DEFAULT_DECAY if decay_proportion is None else decay_proportion, decay_shape)
-    if decay_proportion is not None and mode != "wsd":
-        raise ValueError(f"decay_proportion needs scheduler_mode='wsd', got {decay_proportion!r} with {mode!r}.")
-    if callable(mode):
-        check_rate(mode(0.0), 0.0)
-        return mode  # type: ignore[no-any-return]
-    if not isinstance(mode, str):
-        raise TypeError(f"scheduler_mode must be one of {MODES} or a function of progress, got {mode!r}.")
-    check_choice("scheduler_mode", mode, MODES, " or a function of progress")
-    if mode == "keep":
-        return Kept()
-    if mode == "one_cycle":
-        return OneCycle(initial_lr, warmup=0.3 if warmup_proportion is None else warmup_proportion, floor=min_lr)
-    warmup = 0.05 if warmup_proportion is None else warmup_proportion
-    if mode != "wsd" or is_open or warmup == 1:
-        return Warmup(initial_lr, "constant" if mode == "wsd" else mode, warmup=warmup, floor=min_lr)
-    # A long warm-up takes from the default decay, not from one that was asked for.
-    decay = min(DEFAULT_DECAY, 1 - warmup) if decay_proportion is None else decay_proportion
-    return Warmup(initial_lr, decay_shape, warmup=warmup, floor=min_lr, decay_share=decay)
-
-
-def check_decay(proportion: Any, shape: Any) -> None:
-    """Raise ValueError unless these are a share and a shape of a decay."""
-    if not (is_number(proportion) and 0 < proportion <= 1):
-        raise ValueError(f"decay_proportion must be in (0, 1], got {proportion!r}.")
-    if not isinstance(shape, str) or shape not in SHAPES:
-        raise ValueError(f"decay_shape must be one of {sorted(SHAPES)}, got {shape!r}.")
-
-
 def check_rate(lr: float, progress: float) -> float:
     """The rate as a float; ValueError unless it is >= 0 and finite."""
     if not (is_number(lr) and 0 <= lr < math.inf):
@@ -216,3 +164,14 @@ def _check_shape(peak_lr: float, warmup: float, floor: float) -> None:
         raise ValueError(f"warmup_proportion must be in [0, 1], got {warmup!r}{steps}.")
     if not (is_number(floor) and 0 <= floor <= peak_lr):
         raise ValueError(f"min_lr must be in [0, initial_lr={peak_lr!r}], got {floor!r}.")
+
+
+def sample_rates(schedule: Schedule) -> tuple[float, ...]:
+    """Learning rates of a schedule at equal steps of progress, for display; empty if it raises, or keeps the user's."""
+    if isinstance(schedule, Kept):
+        return ()
+    try:
+        return tuple(float(f"{schedule(place / (PLAN_POINTS - 1)):.5g}") for place in range(PLAN_POINTS))
+    except Exception:
+        # The user's own schedule may only work with the progress of a real run.
+        return ()

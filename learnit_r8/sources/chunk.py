@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -188,21 +188,17 @@ class Chunk:
             means,
             part_sizes,
             trends,
-            predictions=self._predictions(places.tolist()) if self.predictions else None,
+            predictions=joined(self._predictions(places.tolist())) if self.predictions else None,
             done=lambda: states.__setitem__(places, CLOSED),
         )
         self.predictions.clear()
 
-    def _predictions(self, places: list[int]) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
-        """int64[M] and float32[3 P, M]: the samples of these batches that came with predictions, and what they say."""
-        ends = np.cumsum(self._sizes)
-        known = [(place, self.predictions[place]) for place in places if place in self.predictions]
-        if not known:
-            return None
-        members = [self.members[ends[place] - self._sizes[place] : ends[place]] for place, _ in known]
-        # What only fills a batch up comes last.
-        rows = [each[:, : len(some)] for some, (_, each) in zip(members, known, strict=True)]
-        return np.concatenate(members), joined(rows)
+    def _predictions(self, places: list[int]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The samples of each of these batches that came with predictions, and what they say; see `joined`."""
+        for place in filter(self.predictions.__contains__, places):
+            start, size = self._starts[place], int(self._sizes[place])
+            # What only fills a batch up comes last.
+            yield self.members[start : start + size], self.predictions[place][:, :size]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything except the table, which has learned all reports or is about to."""

@@ -162,7 +162,7 @@ class Draft:
         missing = -len(indices) % batch_size
         sizes = np.full(-(-len(indices) // batch_size), batch_size)
         sizes[-1] -= missing
-        return self._chunk(samples, records, candidates.loss, order, sizes, sweep, fill=missing if fill else 0)
+        return self.chunk_of(samples, records, candidates.loss, order, sizes, sweep, fill=missing if fill else 0)
 
     def chunk_of_batches(
         self, batches: list[NDArray[np.int64]], places: list[int], size_in: Callable[[int], int], *, sweep: int
@@ -187,9 +187,9 @@ class Draft:
                 # Some batches have lost samples, so that an order of full ones fits them no better than any.
                 arranged = np.arange(len(own))
             order[own] = own[arranged]
-        return self._chunk((indices, None), records, self._storage.estimates(records), order, sizes, sweep)
+        return self.chunk_of((indices, None), records, self._storage.estimates(records), order, sizes, sweep)
 
-    def _chunk(
+    def chunk_of(
         self, samples: Weighted, records: NDArray[Any], loss: NDArray[np.float32], order: NDArray[np.int64],
         sizes: NDArray[np.int64], sweep: int, *, fill: int = 0,
     ) -> Chunk:  # fmt: skip
@@ -523,16 +523,14 @@ class Planner:
             return None
         first = draft.first(kept, self._full)
         first = first if self._buckets is None else self._buckets.fitting(first)
-        records, sizes, typical = storage.records.take(first), np.array([len(first)]), draft.typical
-        [expected] = learner.expected(records, sizes)
+        records, count = storage.records.take(first), len(first)
+        loss = storage.estimates(records)
+        chunk = draft.chunk_of((first, None), records, loss, np.arange(count), np.array([count]), -1)
+        [expected], typical = chunk.expected, chunk.typical
         if expected < typical:
             kept_share = learner.worth(storage.records.take(part))
-            expected = typical - kept_share * (typical - expected)
-        loss = storage.estimates(records)
-        return Chunk(
-            first, self._table, sizes=sizes, expected=[expected], typical=typical, pass_number=-1, sweep=-1,
-            planned=Planned(loss if draft.pool is None else draft.pool, loss, np.arange(len(first))),
-        )  # fmt: skip
+            chunk.expected = [typical - kept_share * (typical - expected)]
+        return chunk
 
     def _draft(self, policy: Policy, context: Context, *key: int) -> Draft:
         return Draft(self._table, policy, context, self._generator(*key))

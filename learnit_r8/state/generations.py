@@ -25,8 +25,8 @@ from ..events import launcher
 from ..events.bus import Announcer
 from . import codec
 from .durable_io import is_locked, lock_until_released, remove, replace
-from .store import Checkpoint
-from .tree import pack, size_of, unpack
+from .store import Checkpoint, read_checkpoint
+from .tree import pack, size_of
 
 SYSTEM_BASE = "/dev/shm"
 SHARE = 0.25
@@ -304,8 +304,10 @@ class Generations:
         for step in common:
             path, found = self._folder / f"gen_{step:012d}.r8", None
             try:
-                found = self._read(path)
-                state = found.state
+                found = read_checkpoint(path)
+                if found.model_state is None:
+                    raise ValueError("it must hold the state of the model, got none")
+                state, self._is_new = found.state, False
                 # What distinguishes it from one of the same step that an earlier launch of the run left.
                 text = f"{found.run_id} {state['num_draws']} {state['pace']!r}"
             except codec.OlderFile:
@@ -323,16 +325,6 @@ class Generations:
                 text = f"{path.name}: another rank has no readable one of this moment"
             skipped.append(text)
         return None
-
-    def _read(self, path: Path) -> Checkpoint:
-        content = codec.read(path)
-        run_id = content["run_id"]
-        is_whole = isinstance(content["scheduler"], dict) and isinstance(content["config"], dict)
-        if not (is_whole and isinstance(run_id, str)):
-            raise ValueError(f"it must hold a scheduler's state with its run, got {sorted(content)[:9]}")
-        found = Checkpoint(path, content["scheduler"], None, run_id, content["config"], (), unpack(content["backup"]))
-        self._is_new = False
-        return found
 
     def clear(self) -> None:
         """Delete the generations of this rank, as a checkpoint on disk is as new; wait for the one being written."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import events
-from .._validation import check_choice
 from ..events.bus import Announcer
 from ..events.caller import warn
 from ..triggers import Condition, Elapsed, quiet_until
@@ -20,7 +19,6 @@ from .callbacks import RankLost
 from .early_stop import warn_not_logged
 from .store import BackgroundWrite, Checkpoint, CheckpointStore
 
-MODES = ("min", "max")
 STEPS_BETWEEN_LOOKS = 16
 """Steps after which to look again whether a thread has written a checkpoint; several ranks exchange messages for it."""
 
@@ -71,7 +69,6 @@ class CheckpointSaver:
         self, store: CheckpointStore, *, when: Condition, each_epoch: bool, monitor: str | None, mode: str,
         announcer: Announcer,
     ) -> None:  # fmt: skip
-        check_choice("mode", mode, MODES)
         self.store = store
         self.num_failed = 0
         self.last_error = ""

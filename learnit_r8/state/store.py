@@ -646,7 +646,7 @@ def _first_valid(paths: Iterable[Path], reasons: list[str]) -> Checkpoint | None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint's file and check its model's file.
+    """Read a checkpoint's file and check its model's file, or a generation, which holds the state of the model itself.
 
     Raises:
         ValueError: one of them is damaged, or not a regular file.
@@ -673,7 +673,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         # The size first: a digest takes a second per gigabyte.
         if size != about.get("size") or sha256(model) != about.get("sha256"):
             raise ValueError(f"the model's file must be unchanged since the checkpoint, got another in {str(model)!r}.")
-    return Checkpoint(path, content["scheduler"], model, run_id, config)
+    kept = None if "backup" not in content else unpack(content["backup"])
+    return Checkpoint(path, content["scheduler"], model, run_id, config, model_state=kept)
 
 
 def _model_beside(path: Path, about: Any) -> Path | None:

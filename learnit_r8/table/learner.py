@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .._validation import is_number
+from .._validation import check_share
 from .losses import EXACT, WHOLE_BATCH
 from .records import LARGEST_LOSS, count_use
 
@@ -201,8 +201,7 @@ class LossLearner:
     """
 
     def __init__(self, storage: SampleStorage, *, alpha: float | None = None) -> None:
-        if alpha is not None and not (is_number(alpha) and 0 < alpha <= 1):
-            raise ValueError(f"alpha must be in (0, 1], got {alpha!r}.")
+        check_share("alpha", 1 if alpha is None else alpha, has_zero=False)
         self.storage = storage
         self.alpha = alpha
         self._holder: ReportHolder | None = None

@@ -284,7 +284,7 @@ class LossPipeline(Trainer):
         """
         rates, host = self._rates, self._r8.host
         # A batch of the search for a rate brings its own.
-        if rates is None or (lr is None and host.rates.search.is_on):
+        if rates is None or (lr is None and host.rates.search is not None):
             return
         lr = host.rates.at(host.pace.step + self.num_on_their_way) if lr is None else lr
         if self._state.num_loads != self._num_loads:

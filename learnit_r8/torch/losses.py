@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from .._validation import check_share
 from ..events.caller import warn
 from ..table.labels.predictions import UNLABELLED, check_range, check_shapes
 from .predictions import as_classes
@@ -239,8 +240,7 @@ def cross_entropies(
     """
     _check_tensors(logits=logits, targets=targets, class_weights=class_weights)
     check_shapes(tuple(logits.shape), tuple(targets.shape), is_whole=not targets.is_floating_point())
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing!r}.")
+    check_share("label_smoothing", label_smoothing)
     is_binary = logits.ndim == 1 or logits.shape[1] == 1
     given = as_classes(targets)
     weights = _label_weights(given, 2 if is_binary else logits.shape[1], class_weights)

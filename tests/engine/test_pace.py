@@ -4,6 +4,7 @@ import pytest
 
 from learnit_r8.engine.pace import Pace
 from learnit_r8.schedules.budget import Budget
+from learnit_r8.schedules.span import Span
 from tests.drive import FakeClock, Weights, make
 
 
@@ -143,3 +144,17 @@ def test_restoring_a_backup_gives_no_time_back(clock):
     r8.restore_backup()
 
     assert r8.pace.seconds == 30
+
+
+def test_end_of_a_cool_down_survives_being_saved(pace, clock):
+    """The end that a cool-down has set comes back from plain values, and a state without one has the given budget."""
+    pace.start()
+    without = pace.state_dict()
+    pace.end_at(pace.with_cool_down(Span("seconds", 10), 0.1))
+    ending = pace.budget
+    other = Pace(Budget(seconds=100.0), 4, clock)
+    other.load_state_dict(pace.state_dict())
+    pace.load_state_dict(without)
+
+    assert other.budget == ending
+    assert (without["ending"], pace.budget) == (None, Budget(seconds=100.0))

@@ -165,7 +165,7 @@ def test_search_in_an_open_run_takes_an_epoch_at_most():
     r8 = R8Scheduler(4000, batch_size=4, scheduler_mode=RateShape("wsd", warmup_steps=0), auto_find_lr=True,
                      state_callback=weights.get, load_callback=weights.load)  # fmt: skip
     assert search_through(r8) <= 1000
-    found = r8.host.search.found_lr
+    found = r8.host.rates.found_lr
     r8.cool_down(10)
     rates = [lr for _, _, lr in train(r8)]
 

@@ -1,21 +1,20 @@
 import pytest
 
-from learnit_r8.schedules.budget import (
-    Budget,
-    CoolDown,
-    CoolDownRule,
-    cool_down_budget,
-    from_state,
-    state_of,
-)
+from learnit_r8.engine.pace import Pace
+from learnit_r8.schedules.budget import Budget, CoolDown, CoolDownRule
 from learnit_r8.schedules.schedule import SHAPES
 from learnit_r8.schedules.span import Span
+from tests.drive import FakeClock
 
 
-def ending(budget, span, *, step=50, seconds=0.0, wall=1000.0, **more):
-    return cool_down_budget(
-        budget, span, CoolDownRule(), lr=0.1, step=step, seconds=seconds, steps_per_epoch=8, wall=lambda: wall, **more
-    )
+def ending(budget, span, *, step=50, seconds=0.0, num_out=0, lr=0.1, floor=0.0, epoch=8):
+    clock = FakeClock()
+    clock.wall = lambda: 1000.0
+    pace = Pace(budget, epoch, clock, rule=CoolDownRule(floor))
+    pace.start()
+    clock.advance(seconds)
+    pace.step, pace.num_out = step, num_out
+    return pace.with_cool_down(span, lr)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -48,7 +47,7 @@ def test_open_run_gets_the_end_that_was_asked_for(span, step, end):
 
 def test_batches_that_are_out_belong_to_the_run():
     """A cool-down never ends before batches that were drawn ahead."""
-    assert ending(Budget(), Span("steps", 1), least_steps=6).steps == 56
+    assert ending(Budget(), Span("steps", 1), num_out=6).steps == 56
 
 
 @pytest.mark.parametrize(
@@ -83,18 +82,14 @@ def test_share_takes_at_most_what_is_left():
     assert (found.steps, found.cool_down.begin) == (52, 50 / 52)
 
 
-def test_end_survives_being_saved():
-    """The end that a cool-down has set comes back from plain values."""
-    found = ending(Budget(), Span("until", 1005), seconds=10.0)
-
-    assert from_state(state_of(found)) == found
-    assert state_of(Budget(steps=5)) is None
-
-
 def test_cool_down_below_its_floor_keeps_the_rate():
     """A rate that is lower than the floor is not raised by a cool-down."""
-    found = cool_down_budget(
-        Budget(), Span("steps", 10), CoolDownRule(floor=0.1), lr=0.05, step=50, seconds=1.0, steps_per_epoch=10
-    )
+    found = ending(Budget(), Span("steps", 10), lr=0.05, floor=0.1)
 
     assert (found.cool_down.lr, found.cool_down.floor) == (0.05, 0.05)
+
+
+def test_epochs_beyond_all_runs_are_refused_when_they_are_counted():
+    """As many epochs as may be typed are more steps than a run of large epochs has."""
+    with pytest.raises(ValueError, match="steps must be a whole number of at most 1e"):
+        ending(Budget(), Span("epochs", 1e12), epoch=10**6)

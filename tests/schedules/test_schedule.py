@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learnit_r8 import OneCycle, Warmup
-from learnit_r8.schedules.schedule import check_rate, make_schedule
+from learnit_r8 import OneCycle, R8Scheduler, RateShape, Warmup
+from learnit_r8.schedules.schedule import check_rate
 from tests.drive import FakeClock, make, steps, train
 
 SHARES = [0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0]
@@ -14,6 +14,13 @@ DECAY = {
     "cosine": lambda q: (1 + math.cos(math.pi * q)) / 2,
     "constant": lambda q: 1.0,
 }
+
+
+def schedule_of(peak, mode, **shape):
+    shape = RateShape(mode, **shape)
+    return R8Scheduler(
+        4, batch_size=2, num_steps=8, initial_lr=peak, scheduler_mode=shape, handle_signals=False
+    ).schedule
 
 
 @pytest.mark.parametrize("decay", DECAY)
@@ -64,7 +71,7 @@ def test_one_cycle_may_rise_to_the_end(p, rate):
 )
 def test_rate_stays_between_zero_and_peak(mode, p, warmup, peak, floor_share):
     """No schedule leaves [0, peak], whatever the arguments."""
-    schedule = make_schedule(peak, mode=mode, warmup_proportion=warmup, min_lr=floor_share * peak)
+    schedule = schedule_of(peak, mode, warmup_proportion=warmup, min_lr=floor_share * peak)
 
     assert 0 <= schedule(p) <= peak * (1 + 1e-12)
 
@@ -74,16 +81,14 @@ def test_rate_stays_between_zero_and_peak(mode, p, warmup, peak, floor_share):
 )
 def test_default_warmup_depends_on_the_mode(mode, warmup):
     """The default warm-up is 5 % of the budget, and 30 % for one cycle."""
-    default = make_schedule(0.1, mode=mode, warmup_proportion=None, min_lr=0.0)
-
-    assert default == make_schedule(0.1, mode=mode, warmup_proportion=warmup, min_lr=0.0)
+    assert schedule_of(0.1, mode) == schedule_of(0.1, mode, warmup_proportion=warmup)
 
 
 def test_callable_is_used_as_it_is():
     """A function of progress is the schedule, and no other argument touches it."""
     mode = lambda progress: 3 - progress  # noqa: E731
 
-    assert make_schedule(0.1, mode=mode, warmup_proportion=0.5, min_lr=0.0) is mode
+    assert schedule_of(0.1, mode, warmup_proportion=0.5) is mode
 
 
 @pytest.mark.parametrize("mode", ["linear", "cosine", "constant"])

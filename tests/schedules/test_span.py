@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from learnit_r8.schedules.budget import Budget, CoolDownRule, cool_down_budget
 from learnit_r8.schedules.span import Span, read_span, span_of, typed_span
 
 
@@ -60,14 +59,6 @@ def test_span_as_text():
     assert str(Span("steps", 500)) == "500 steps"
     assert str(Span("share", 0.2)) == "20% of the run"
     assert str(Span("until", time.mktime((2026, 11, 21, 20, 30, 0, 0, 0, -1)))) == "until 2026-11-21 20:30:00"
-
-
-def test_epochs_beyond_all_runs_are_refused_when_they_are_counted():
-    """As many epochs as may be typed are more steps than a run of large epochs has."""
-    with pytest.raises(ValueError, match="steps must be a whole number of at most 1e"):
-        cool_down_budget(
-            Budget(), Span("epochs", 1e12), CoolDownRule(), lr=0.1, step=5, seconds=1.0, steps_per_epoch=10**6,
-        )  # fmt: skip
 
 
 # fmt: off

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from learnit_r8 import SampleTable, events
-from learnit_r8.engine.emitter import sample_rates
 from learnit_r8.engine.settings import text_of
+from learnit_r8.schedules.schedule import sample_rates
 from learnit_r8.table import survey
 from learnit_r8.table.losses import EXACT
 from learnit_r8.table.quantiles import loss_histogram, quarters_of, uses_histogram

@@ -184,7 +184,7 @@ def test_search_knows_each_loss():
     adapter = adapted(sharing=Slow(4), auto_find_lr=True, num_epochs=6)
     train(adapter)
 
-    assert adapter.scheduler.host.search.found_lr is not None
+    assert adapter.scheduler.host.rates.found_lr is not None
 
 
 @pytest.mark.parametrize("fetches", [False, True])

@@ -409,7 +409,7 @@ class Feed:
         engine, source, controller = self.engine, self.source, self.engine.controller
         # Nearly always no backup waits for one, and mostly R8 does not step.
         kept = self.keep(item) if is_of_loader and (controller.norms.is_used or controller.wants_witness) else None
-        if source.num_held >= MOST_HELD:
+        if len(source.held) * size.samples >= MOST_HELD:
             engine.hand_over()
         indices = np.full(size.samples, -1) if members is None else members.indices
         source.offered = FollowedChunk(source.table, engine.pace.passes, kept, *size, indices, members), is_of_loader

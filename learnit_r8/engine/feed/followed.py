@@ -74,7 +74,7 @@ class FollowedBatches(Source):
         has_begun: Whether an iteration has.
         first_turn: Steps and probes reported as it began.
         length: Batches that the loader has, as far as it says; infinite where nobody knows.
-        num_held: Samples whose reports are held back.
+        held: Batches with known samples that are out, or from whose reports the table is still to learn.
         taken_before: Items that the loader had given by then in this pass.
     """
 
@@ -91,9 +91,7 @@ class FollowedBatches(Source):
         self.table, self.seed, self.settings, self.policy = table, seed, settings, UserBatches()
         self._pace, self._announcer, self._agreement = pace, announcer, agreement
         self.num_samples = self.taken = self.left_out = self.abandoned = 0
-        # Batches that say which samples they hold, and that are out, or from whose reports the table is still to learn.
-        self._held: list[FollowedChunk] = []
-        self.num_held = 0
+        self.held: list[FollowedChunk] = []
         self.offered: tuple[FollowedChunk, bool] | None = None
         self.samples = BatchSamples(table.storage, announcer, agreement)
         self.open: Ticket | None = None
@@ -164,8 +162,7 @@ class FollowedBatches(Source):
         (chunk, is_of_loader), self.offered = self.offered, None
         self.num_samples += chunk.size
         if chunk.members is not None:
-            self._held.append(chunk)
-            self.num_held += len(chunk.members.indices)
+            self.held.append(chunk)
         if is_of_loader:
             self.taken += 1
             # The others that are reported are left out where they are counted.
@@ -182,8 +179,7 @@ class FollowedBatches(Source):
     def tell_members(self, chunk: FollowedChunk, members: Members) -> None:
         """Note the samples of a batch that was taken without."""
         chunk.members = members
-        self._held.append(chunk)
-        self.num_held += len(members.indices)
+        self.held.append(chunk)
 
     def read(self, chunk: FollowedChunk, slot: int, loss: Any, part_size: int | None, predictions: Any) -> Reading:
         """See `Source`; its kind is that of the table, once that has one."""
@@ -236,9 +232,9 @@ class FollowedBatches(Source):
 
     def hand_over(self) -> None:
         """Let the table learn all reports so far."""
-        if not self._held:
+        if not self.held:
             return
-        reported = [each for each in self._held if each.states[0] == REPORTED]
+        reported = [each for each in self.held if each.states[0] == REPORTED]
         kind = self.table.storage.part_size
         for some in rounds([part for each in reported if (part := Part.of(each, kind)) is not None]):
             self._learn(some, is_exact=kind == EXACT)
@@ -246,8 +242,7 @@ class FollowedBatches(Source):
             # Those from which nothing could be learned, too.
             each.states[0] = CLOSED
         # Last: if this is interrupted, those not learned are learned the next time.
-        self._held = [each for each in self._held if each.states[0] == OPEN]
-        self.num_held = sum(len(each.members.indices) for each in self._held if each.members is not None)
+        self.held = [each for each in self.held if each.states[0] == OPEN]
 
     def _learn(self, parts: list[Part], *, is_exact: bool) -> None:
         """Learn from parts of batches that share no sample."""
@@ -262,7 +257,8 @@ class FollowedBatches(Source):
                 if each.is_last:
                     each.states[0] = CLOSED
 
-        self.table.learner.learn(indices, means, sizes, trend, predictions=_predictions(parts), done=done)
+        said = joined((each.indices, each.predictions) for each in parts if each.predictions is not None)
+        self.table.learner.learn(indices, means, sizes, trend, predictions=said, done=done)
 
     # The place in the loader.
 
@@ -387,7 +383,7 @@ class FollowedBatches(Source):
             own |= of_ranks[ranks.rank]
         self.num_samples, self.taken, self.abandoned = own["samples"], own["taken"], own["abandoned"]
         self.left_out = own["left_out"]
-        self._held, self.num_held = [], 0
+        self.held = []
         self._resumed, self._out = own, []
         self.iteration = self.open = self.offered = None
 
@@ -492,12 +488,3 @@ def distinct(part: Part) -> list[Part]:
     if not most and is_kept.all():
         return [part]
     return [part.only(is_kept & (number == time), is_last=time == most) for time in range(most + 1)]
-
-
-def _predictions(parts: list[Part]) -> tuple[Ints, NDArray[np.float32]] | None:
-    """int64[M] and float32[3 P, M]: the samples that came with predictions, and what they say."""
-    known = [each for each in parts if each.predictions is not None]
-    if not known:
-        return None
-    said = joined([each.predictions for each in known if each.predictions is not None])
-    return np.concatenate([each.indices for each in known]), said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -254,16 +255,22 @@ class PredictionRows(NamedTuple):
         return len(self.rows) // NUM_ROWS
 
 
-def joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """float32[3 P, M], rows of several batches; what a shorter one lacks has no label."""
-    widest = max(map(len, parts)) // NUM_ROWS
-    wide = []
-    for rows in parts:
+def joined(
+    parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """int64[M] and float32[3 P, M], the samples of several batches and what is said of them; None without any.
+
+    Args:
+        parts: The same of each batch; what a shorter one lacks has no label.
+    """
+    known, wide = list(parts), []
+    widest = max((len(rows) for _, rows in known), default=0) // NUM_ROWS
+    for _, rows in known:
         each = rows.reshape(NUM_ROWS, -1, rows.shape[1])
         if each.shape[1] < widest:
             each = np.pad(each, ((0, 0), (0, widest - each.shape[1]), (0, 0)), constant_values=UNLABELLED)
         wide.append(each.reshape(-1, rows.shape[1]))
-    return np.concatenate(wide, axis=1)
+    return (np.concatenate([indices for indices, _ in known]), np.concatenate(wide, axis=1)) if known else None
 
 
 def read_predictions(given: Any, batch_size: int, known_classes: int) -> PredictionRows:
