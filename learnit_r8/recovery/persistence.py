@@ -262,7 +262,7 @@ class BackupTimer:
 
     def stray_in(self, state: Any) -> str:
         """The name of an array of weights in which a single number is a hundred times as large as any weight was at the
-        last backup, and no other one three times; "" if there is none. An update that is too large changes more of them.
+        last backup, and no other one three times; "" if there is none. Too large an update changes more of them.
         """
         weights = tree.weights_in(state, is_weight)
         peaks, highest = tree.peaks_of(weights), max(self.peaks.values(), default=0.0)
