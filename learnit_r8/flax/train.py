@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -483,9 +484,9 @@ class Training:
 
     def _drawn(self) -> Iterator[Any]:
         r8 = self._r8
-        try:
+        with contextlib.closing(self._prefetch.tickets()) as tickets:
             while self.num_epochs is None or r8.current_epoch < self.num_epochs:
-                ticket = self._ticket = self._prefetch.draw_now()
+                ticket = self._ticket = next(tickets, None)
                 if ticket is None:
                     return
                 if self._ticket_epoch != ticket.epoch:
@@ -494,10 +495,6 @@ class Training:
                     self._begin(max(ticket.epoch, 0), r8.handed_out)
                 batch, weights = self.data(ticket.indices), self._prefetch.weights_of(ticket)
                 yield batch if weights is None else _weighted(batch, weights)
-        finally:
-            # A batch whose step was interrupted is the next one drawn.
-            self._prefetch.hand_back()
-            r8.requests.leave()
 
     def step(self, loop_state: LoopState) -> Any:
         """Train on a batch."""

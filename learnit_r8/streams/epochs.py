@@ -344,27 +344,19 @@ class DrawnEpochs:
     def train(self) -> Iterator[Epoch]:
         """Train an epoch for each that is asked for, to the end of the budget."""
         r8 = self._r8
-        try:
+        with contextlib.closing(self._prefetch.tickets(running(DrawnEpochs.train))) as tickets:
             while True:
-                # Anew for each: while nobody asks for one, the scheduler may have been used in another loop.
-                r8.requests.stay_within(running(DrawnEpochs.train))
                 epoch, samples, mean = r8.current_epoch, 0, MeanLoss(self._task.loss_fn)
                 self._task.model.train()
-                while r8.current_epoch == epoch and (ticket := self._prefetch.draw_now()) is not None:
+                while r8.current_epoch == epoch and (ticket := next(tickets, None)) is not None:
                     samples += len(ticket.indices)
-                    try:
-                        loss = self._train_batch(ticket)
-                    except BaseException:
-                        self._prefetch.hand_back()
-                        raise
+                    loss = self._train_batch(ticket)
                     if loss is not None:
                         mean.add(loss, len(ticket.indices))
                 if not samples:
                     return
                 r8.host.leave_epoch()
                 yield Epoch(epoch + 1, mean.value(), samples)
-        finally:
-            r8.requests.leave()
 
     def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
         """The mean loss, or None if the scheduler refused the batch or put the model back."""

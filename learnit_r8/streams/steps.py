@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -117,18 +118,9 @@ class _Stepper:
 def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
     origin = time.monotonic()
     last = (r8.global_step, 0, 0.0)
-    prefetch, scope = Prefetch.of(r8), running(_events)
-    try:
-        while True:
-            # Anew for each batch: while nobody asks for one, the scheduler may have been used in another loop.
-            r8.requests.stay_within(scope)
-            if (ticket := prefetch.draw_now()) is None:
-                return
-            try:
-                loss, outcome = stepper.step(ticket)
-            except BaseException:
-                prefetch.hand_back()
-                raise
+    with contextlib.closing(Prefetch.of(r8).tickets(running(_events))) as tickets:
+        for ticket in tickets:
+            loss, outcome = stepper.step(ticket)
             if ticket.epoch < 0:
                 continue
             now = (r8.global_step, last[1] + len(ticket.indices), time.monotonic() - origin)
@@ -139,5 +131,3 @@ def _events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
             event.elapsed = Elapsed(*now, *last)
             last = now
             yield event
-    finally:
-        r8.requests.leave()
