@@ -59,12 +59,11 @@ class Logger(ThreadedListener):
         self.error: BaseException | None = None
         self._is_on = every_rank or not launcher.rank_of()
         self._trace, self._has_said = "", False
-        self._num_in_hand, self._is_late = 0, False
 
     @property
     def num_lost(self) -> int:
-        """Events that were not written, including one that is still being written when the time is up."""
-        return self.num_dropped + self._num_failed + (self._num_in_hand if self._is_late else 0)
+        """Events that were not written, including one that is still being written."""
+        return self.num_dropped + self._num_failed
 
     def write(self, event: events.Event) -> None:
         """Write an event; on the thread of the logger."""
@@ -100,15 +99,14 @@ class Logger(ThreadedListener):
             self._guarded(self.finish)
 
     def _guarded(self, call: Any, *arguments: Any) -> None:
+        # Until it is written.
+        self._num_failed += len(arguments)
         try:
-            self._num_in_hand += len(arguments)
             call(*arguments)
+            self._num_failed -= len(arguments)
         except Exception as error:
             self.error = error
-            self._num_failed += len(arguments)
             self._trace = self._trace or traceback.format_exc()
-        finally:
-            self._num_in_hand -= len(arguments)
 
     def _say_error(self) -> None:
         """Name the error, if there is one, the first time."""
@@ -123,7 +121,6 @@ class Logger(ThreadedListener):
             return
         atexit.unregister(self.close)
         has_ended = self.end_thread(CLOSE_SECONDS)
-        self._is_late = not has_ended
         self._say_error()
         if self.num_lost:
             late = "" if has_ended else f", and was not done after {CLOSE_SECONDS:g} s"

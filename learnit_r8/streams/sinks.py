@@ -91,15 +91,15 @@ def collect_jsonl(
     first = list(itertools.islice(stream, 1))
     with _opened(dest, "a" if append else "w") as file:
         for event in itertools.chain(first, stream):
-            values = {}
+            parts = []
             for key in filter(keep, event):
                 try:
-                    values[key] = _plain(event[key])
+                    parts.append(f"{strict_json(str(key))}: {strict_json(event[key])}")
                 except TypeError:
                     raise TypeError(
                         f"event[{key!r}] must have a JSON form, got {event[key]!r}; leave it out with exclude=."
                     ) from None
-            file.write(strict_json(values) + "\n")
+            file.write(f"{{{', '.join(parts)}}}\n")
             file.flush()
 
 
@@ -109,21 +109,6 @@ def _opened(dest: Any, mode: Literal["w", "a"]) -> contextlib.AbstractContextMan
     path = Path(dest)
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(open_output(path, mode), mode, encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """The value as json can write it, if it is finite; TypeError if it cannot."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"value must have a JSON form, got {value!r}.")
 
 
 def _filter(include: Iterable[str] | None, exclude: Iterable[str] | None) -> Callable[[str], bool]:
