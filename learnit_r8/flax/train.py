@@ -28,8 +28,7 @@ from ..events.codec import strict_json
 from ..loops.checkpoints import numbered, save_state
 from ..loops.elapsed_data import batch_size, opened
 from ..loops.log_entries import Entries, Logs
-from ..loops.run import loop
-from ..loops.state import LoopState
+from ..loops.run import LoopState, loop
 from ..sources.random_generators import hold_random_state
 from ..state.codec import decode, encode
 from ..state.durable_io import replace

@@ -11,7 +11,7 @@ from ..loggers.background import import_needed
 from ..streams.stages import as_scalar
 from ..triggers import Elapsed
 from .elapsed_data import Period, as_stop
-from .state import LoopState
+from .run import LoopState
 
 SHOWN = ("metrics", "stateful_metrics", "losses")
 """Collections whose entries bars and loggers show."""

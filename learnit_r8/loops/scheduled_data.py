@@ -14,8 +14,7 @@ from ..bridge.rows import check_rows, leaves, take_rows
 from ..engine.signals import running
 from ..guard.verdict import Verdict
 from .log_entries import Logs
-from .run import loop
-from .state import LoopState
+from .run import LoopState, loop
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler

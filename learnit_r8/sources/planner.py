@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..policies.base import Candidates, Context, Outlook, Policy
 from ..policies.registry import SHUFFLE
 from ..table.exclusions import holds
-from ..table.labels.margin_limit import MarginLimit
+from ..table.label_noise import MarginLimit
 from ..table.labels.suspicion import Humps, Suspicion
 from ..table.losses import EXACT
 from ..table.radix import keys_of, order_of
