@@ -8,7 +8,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..events.caller import warn
 from ..triggers import Condition, Elapsed, always, as_trigger
@@ -146,20 +146,6 @@ HOOKS = ("on_start", "on_step", "on_end")
 """Methods that make an object a callback."""
 
 
-class Tasks(NamedTuple):
-    """What a loop calls.
-
-    Attributes:
-        start: Before the first batch.
-        steps: At each step, in order: when, and what.
-        end: After the last batch, whatever happened.
-    """
-
-    start: list[Call]
-    steps: list[tuple[Condition, list[Call]]]
-    end: list[Call]
-
-
 def loop(
     state: Any,
     dataset: Any,
@@ -204,7 +190,7 @@ def loop(
     >>> loop(0, range(10), {every(1): lambda state, batch: state + batch})[0]
     45
     """
-    plan = read_tasks(tasks, callbacks)
+    start, steps, end = read_tasks(tasks, callbacks)
     until = None if stop is None else as_stop("stop", stop)
     batches = opened(dataset)
     finished = Elapsed() if elapsed is None else elapsed
@@ -217,14 +203,14 @@ def loop(
         endings.callback(here.commit)
         if batches is not dataset and hasattr(batches, "close"):
             endings.callback(batches.close)
-        for call in reversed(plan.end):
+        for call in reversed(end):
             endings.callback(here.call, (call,))
         try:
-            here.call(plan.start)
+            here.call(start)
             here.commit()
             for now, batch in () if here.stop_iteration else counted(batches, until, finished, origin):
                 here.batch, here.state_before, here.elapsed = batch, here.state, now
-                for condition, calls in plan.steps:
+                for condition, calls in steps:
                     if condition(now):
                         here.call(calls)
                 here.commit()
@@ -245,7 +231,7 @@ def loop(
     return here.state, here.history, here.elapsed
 
 
-def read_tasks(tasks: Any, callbacks: Any) -> Tasks:
+def read_tasks(tasks: Any, callbacks: Any) -> tuple[list[Call], list[tuple[Condition, list[Call]]], list[Call]]:
     """Read the two arguments of a loop.
 
     Args:
@@ -264,7 +250,7 @@ def read_tasks(tasks: Any, callbacks: Any) -> Tasks:
     # Each once, even if it stands in several places.
     objects = {id(one): one for one in [*(one for several in plan.values() for one in several), *extra]}.values()
     steps = [(as_trigger("tasks' key", when), _calls("tasks", several)) for when, several in plan.items()]
-    return Tasks(
+    return (
         [*_calls("tasks", start), *_hooks(objects, "on_start")],
         [*steps, (always, _calls("callbacks", extra))],
         [*_calls("tasks", end), *_hooks(objects, "on_end")],

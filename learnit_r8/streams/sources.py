@@ -464,20 +464,6 @@ def per_row(losses: Any, count: int) -> Any:
     return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 
 
-def check_scheduled(scheduler: Any, task: Task, *, batch_size: int | None, shuffle: bool, generator: Any) -> None:
-    """Raise TypeError or ValueError unless the scheduler and the other arguments of an epoch stream agree."""
-    check_scheduler("scheduler", scheduler)
-    count, table = len(task.data[0]), scheduler.table
-    if table.num_samples != count:
-        raise ValueError(f"data must have the scheduler's {table.num_samples} samples, got {count}.")
-    if batch_size is not None and batch_size != table.batch_size:
-        raise ValueError(f"batch_size must be the scheduler's {table.batch_size} or left out, got {batch_size!r}.")
-    if not shuffle or generator is not None:
-        raise ValueError(
-            f"shuffle and generator must be left out where a scheduler draws, got {shuffle!r} and {generator!r}."
-        )
-
-
 RESERVED = ("step", "train_loss", "train_time_sec", "model")
 """Keys of every event of an epoch."""
 
@@ -535,7 +521,15 @@ def epoch_stream(
     if taken := sorted(key for key in more if key in RESERVED):
         raise ValueError(f"extra must not have the reserved keys {list(RESERVED)}, got {taken}.")
     if scheduler is not None:
-        check_scheduled(scheduler, task, batch_size=batch_size, shuffle=shuffle, generator=generator)
+        check_scheduler("scheduler", scheduler)
+        count, table = len(data[0]), scheduler.table
+        if table.num_samples != count:
+            raise ValueError(f"data must have the scheduler's {table.num_samples} samples, got {count}.")
+        if batch_size is not None and batch_size != table.batch_size:
+            raise ValueError(f"batch_size must be the scheduler's {table.batch_size} or left out, got {batch_size!r}.")
+        if not shuffle or generator is not None:
+            got = f"{shuffle!r} and {generator!r}"
+            raise ValueError(f"shuffle and generator must be left out where a scheduler draws, got {got}.")
         drawn = DrawnEpochs(scheduler, task)
         return _epoch_events(drawn.train(), scheduler.current_epoch, task.model, more)
     size = whole_number("batch_size", 1 if batch_size is None else batch_size, least=1)

@@ -155,19 +155,9 @@ def make_frame(columns: Mapping[str, Column], library: str | None = None) -> Any
     if not there:
         raise ImportError(f"to_frame() needs {' or '.join(wanted)}, which is not installed: pip install {wanted[0]}.")
     chosen = next((name for name in there if name in sys.modules), there[0])
-    return _pandas(columns) if chosen == "pandas" else _polars(columns)
-
-
-def _pandas(columns: Mapping[str, Column]) -> Any:
-    import pandas  # type: ignore[import-untyped,unused-ignore]
-
+    frames: Any = importlib.import_module(chosen)
+    if chosen == "polars":
+        return frames.DataFrame({name: frames.Series(name, values) for name, values in columns.items()})
     # A list of whole numbers with gaps would become floats.
-    return pandas.DataFrame(
-        {name: pandas.array(values) if isinstance(values, list) else values for name, values in columns.items()}
-    )
-
-
-def _polars(columns: Mapping[str, Column]) -> Any:
-    import polars  # type: ignore[import-not-found,unused-ignore]
-
-    return polars.DataFrame({name: polars.Series(name, values) for name, values in columns.items()})
+    wide = {name: frames.array(values) if isinstance(values, list) else values for name, values in columns.items()}
+    return frames.DataFrame(wide)
