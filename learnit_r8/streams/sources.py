@@ -309,20 +309,16 @@ class DrawnEpochs:
     """
 
     def __init__(self, scheduler: R8Scheduler, task: Task) -> None:
-        self._r8, self._task, self._prefetch = scheduler, task, Prefetch.of(scheduler)
-        self._sample_losses = sample_losses(task.loss_fn)
-        self._unreduced = sample_losses(task.loss_fn, keeps_weights=True)
-        self._needs_closure = needs_closure(task.optimizer)
-        self._rates = GroupRates(task.optimizer)
-        self._adopt()
-
-    def _adopt(self) -> None:
-        """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
         from ..sources.random_generators import random_state, set_random_state
         from ..state.callbacks import Callbacks, Generators
         from ..torch.state import ModelState, copies_of
 
-        task, rates = self._task, self._rates
+        self._r8, self._task, self._prefetch = scheduler, task, Prefetch.of(scheduler)
+        self._sample_losses = sample_losses(task.loss_fn)
+        self._unreduced = sample_losses(task.loss_fn, keeps_weights=True)
+        self._needs_closure = needs_closure(task.optimizer)
+        self._rates = rates = GroupRates(task.optimizer)
+        # The scheduler keeps model, optimizer and random generators: in backups in RAM, and in checkpoints.
         state = ModelState(task.model, task.optimizer)
 
         def load(source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
@@ -331,7 +327,7 @@ class DrawnEpochs:
             return beside
 
         callbacks = Callbacks(state.save, load, state.read, generators=Generators(random_state, set_random_state))
-        self._r8.host.adopt(callbacks, **copies_of(task.model))
+        scheduler.host.adopt(callbacks, **copies_of(task.model))
 
     def train(self) -> Iterator[Epoch]:
         """Train an epoch for each that is asked for, to the end of the budget."""

@@ -460,23 +460,18 @@ def quiet_until(condition: Condition, asked: Elapsed) -> tuple[float, float]:
         return min(left[0], right[0]), min(left[1], right[1])
     if isinstance(condition, Constant):
         return NOBODY_KNOWS if condition.answer else NEVER
-    next_point = _next_point(condition, asked)
-    if next_point is None:
-        return NOBODY_KNOWS
-    unit, point = next_point
-    return (point, math.inf) if unit == "steps" else (math.inf, point)
-
-
-def _next_point(condition: Condition, asked: Elapsed) -> tuple[str, float] | None:
-    """Return the unit, and the point at which the answer may change; None if that is unknown."""
     if not isinstance(condition, (Every, At, After)) or condition.unit == "samples":
-        return None
-    unit: str = condition.unit
-    now: float = getattr(asked, unit)
+        return NOBODY_KNOWS
+    is_time, now = condition.unit == "time", getattr(asked, condition.unit)
+    # The point at which the answer may change.
     if isinstance(condition, Every):
         offset, interval = condition.offset, condition.interval
         line = offset if now < offset else offset + ((now - offset) // interval + 1) * interval
-        return unit, line if unit == "steps" else line - EARLY * interval
-    if isinstance(condition, At):
-        return unit, min((point for point in condition.points if point > now), default=math.inf)
-    return (unit, condition.point) if now < condition.point else None
+        point = line - EARLY * interval if is_time else line
+    elif isinstance(condition, At):
+        point = min((point for point in condition.points if point > now), default=math.inf)
+    elif now < condition.point:
+        point = condition.point
+    else:
+        return NOBODY_KNOWS
+    return (math.inf, point) if is_time else (point, math.inf)
