@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any
 
 from .. import events
+from .._validation import import_needed
 from ..events import launcher
 from ..events.caller import warn
 from ..events.event import describe
@@ -170,18 +171,6 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
     return kind, event.text if isinstance(event, events.CauseFound) else f"step {event.step}: {said.text}"
 
 
-def import_needed(module: str, package: str, what: str) -> Any:
-    """Import a module.
-
-    Raises:
-        ImportError: it is not installed; the message says which package has it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{package} is required for {what}: pip install {package} ({error}).") from error
-
-
 LONGEST_VALUE = 500
 LEVELS = {"incident": "WARN", "cause": "WARN", "diverged": "ERROR"}
 """The level of an alert of Weights & Biases, by its kind."""
@@ -230,7 +219,9 @@ class TensorBoard(_Service):
         try:
             self._make = importlib.import_module("tensorboardX").SummaryWriter
         except ImportError:
-            self._make = import_needed("torch.utils.tensorboard", "tensorboardX", "TensorBoard").SummaryWriter
+            how = "pip install tensorboardX"
+            found = import_needed("torch.utils.tensorboard", "loggers.TensorBoard needs tensorboardX", how)
+            self._make = found.SummaryWriter
         self._folder = os.fspath(folder)
         self._writer: Any = None
 
@@ -279,7 +270,7 @@ class Wandb(_Service):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(most_queued=most_queued, every_rank=every_rank)
-        self._library = import_needed("wandb", "wandb", "loggers.Wandb")
+        self._library = import_needed("wandb", "loggers.Wandb needs wandb", "pip install wandb")
         self._run = self._given = run
         self._options, self._alerts = options, alerts
 
@@ -323,8 +314,9 @@ class MLflow(_Service):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
-        self._make = import_needed("mlflow.tracking", "mlflow", "loggers.MLflow").MlflowClient
-        self._entities = import_needed("mlflow.entities", "mlflow", "loggers.MLflow")
+        needed = "loggers.MLflow needs mlflow", "pip install mlflow"
+        self._make = import_needed("mlflow.tracking", *needed).MlflowClient
+        self._entities = import_needed("mlflow.entities", *needed)
         self._experiment, self._uri = experiment, tracking_uri
         self._run_id = self._given = run_id
         self._client: Any = None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from .._validation import how_to_install, whole_number
+from .._validation import how_to_install, import_needed, whole_number
 from ..events.codec import strict_json
 from ..state.durable_io import open_output
 from .stages import as_scalar
@@ -55,10 +55,7 @@ def collect_pd(
         ValueError: both are given.
         TypeError: one is not a collection of keys.
     """
-    try:
-        import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ImportError(f"pandas is required for collect_pd(): {how_to_install('pandas')} ({error}).") from error
+    pandas = import_needed("pandas", "collect_pd() needs pandas", how_to_install("pandas"))
     return pandas.DataFrame(collect(events, include, exclude))
 
 
