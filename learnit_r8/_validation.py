@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import numbers
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -126,6 +127,23 @@ def is_number(value: Any) -> bool:
 def how_to_install(extra: str) -> str:
     """What to do where the packages of an extra are missing: no index has this package, and its name is free there."""
     return f'pip install ".[{extra}]" in a clone of the repository'
+
+
+def import_needed(module: str, need: str, how: str) -> Any:
+    """Import a module that not everybody has.
+
+    Args:
+        module: Its name.
+        need: What needs what, as in "wandb() needs wandb".
+        how: How to install it.
+
+    Raises:
+        ImportError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{need}, which could not be imported; {how} ({error}).") from error
 
 
 def check_release(package: str, least: str) -> None:

@@ -290,7 +290,7 @@ MUTANTS = [Mutant(*each) for each in (
      "sources/test_planned.py", "a loss that comes late counts before those that came first"),
     ("sources/chunk.py", "part_sizes[np.cumsum(counts) - 1] = sizes - (counts - 1) * part_size", "pass",
      "sources/test_planned.py -k part", "the last part of a batch counts as a full one"),
-    ("table/labels/margin_limit.py", "is_sure=not is_weighed", "is_sure=False",
+    ("table/label_noise.py", "is_sure=not is_weighed", "is_sure=False",
      "table/labels/test_margin_limit.py", "clean labels get weights, and right ones are named"),
     ("table/learner.py", '(observed - records["mean"]) / count', '(observed - records["mean"]) / (count + 1)',
      "table/test_table.py -k by_hand", "mean losses of samples are wrong"),

@@ -7,12 +7,14 @@ batches there are does not depend on how far ahead it happens to be.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from ..engine.run import Member, Trainer
 from .host import check_scheduler, num_left
 
 if TYPE_CHECKING:
+    from ..engine.signals import Scope
     from ..scheduler import R8Scheduler
     from ..sources.ticket import Outcome, Ticket
 
@@ -165,6 +167,31 @@ class Prefetch(Member):
             controller.note_start()
             self._note_begun(self.current)
         return self.current
+
+    def tickets(self, scope: Scope | None = None) -> Generator[Ticket, None, None]:
+        """The batches to train on, each reported before the next is asked for, to the end of the budget.
+
+        A loop closes it: a batch in hand after an error or an interruption is then the next one drawn.
+
+        Args:
+            scope: The part of the program in which signals are handled; None for that which is set.
+        """
+        ticket = None
+        try:
+            while True:
+                if scope is not None:
+                    # Anew for each: while nobody asks for one, the scheduler may have been used in another loop.
+                    self.r8.requests.stay_within(scope)
+                ticket = None
+                ticket = self.draw_now()
+                if ticket is None:
+                    return
+                yield ticket
+        finally:
+            # None while it is being drawn; of another loop is what is in hand where this one has reported its own.
+            if ticket is None or self.current is ticket:
+                self.hand_back()
+            self.r8.requests.leave()
 
     def begin(self) -> Ticket:
         """The oldest batch that waits, as its training begins."""

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has closed the pipe; discard the rest of the buffer.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         from ..events.text import clean
 
         print(f"learnit-r8 {options.command}: {clean(error)}", file=sys.stderr)

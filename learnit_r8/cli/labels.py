@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._validation import import_needed
 from ..events.codec import strict_json
 from ..events.text import clean
 from ..journal.run import free_of_runs
@@ -36,11 +37,7 @@ def labels(options: argparse.Namespace) -> int:
     data = read_images(source) if source.is_dir() else read_table(source, options.label)
     out, listed = free_of_runs(options.out), free_of_runs(options.list)
     _check_outputs(source, {"--out": out, "--list": listed})
-    try:
-        import torch
-    except ImportError:
-        raise ValueError("labels trains a network with torch, which is not installed: pip install torch.") from None
-
+    torch = import_needed("torch", "labels trains a network, and needs torch", "pip install torch")
     from ..report import write_report
 
     torch.manual_seed(0)
@@ -191,10 +188,7 @@ def read_images(folder: Path) -> LabelledData:
     Raises:
         ValueError: there are no two labels, or an image cannot be read.
     """
-    try:
-        from PIL import Image
-    except ImportError:
-        raise ValueError("images need Pillow, which is not installed: pip install pillow.") from None
+    image_library = import_needed("PIL.Image", "labels of images needs Pillow", "pip install pillow")
     classes = sorted(each.name for each in folder.iterdir() if each.is_dir())
     paths = [path for name in classes for path in sorted((folder / name).rglob("*")) if path.suffix.lower() in ENDINGS]
     names = [path.relative_to(folder).as_posix() for path in paths]
@@ -205,7 +199,7 @@ def read_images(folder: Path) -> LabelledData:
 
     def picture(index: int, side: int = 64) -> NDArray[np.uint8]:
         try:
-            with Image.open(paths[index]) as image:
+            with image_library.open(paths[index]) as image:
                 return np.asarray(image.convert("RGB").resize((side, side)), np.uint8)
         except (OSError, ValueError) as error:
             raise ValueError(f"{names[index]} must be an image, got one that cannot be read: {error}.") from None

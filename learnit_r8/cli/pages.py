@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -31,7 +30,11 @@ def report(options: argparse.Namespace) -> int:
 
 def compare(options: argparse.Namespace) -> int:
     """Print a row for each run, the best on top, with a star at the best of each column, and a verdict."""
-    folders = folders_of(options.runs)
+    parent = Path(options.runs[0])
+    is_parent = len(options.runs) == 1 and parent.is_dir() and not is_run(parent)
+    folders = runs_in(parent) if is_parent else [find_run(name) for name in options.runs]
+    if not folders:
+        raise UnreadableRun(NO_RUNS.format(str(parent)))
     compared = Comparison([look(folder) for folder in folders])
     if options.html or options.open:
         out = free_of_runs(options.html or (folders[0].parent / "compared.html"))
@@ -57,17 +60,3 @@ def _show(path: Path, options: argparse.Namespace, out: TextIO | None) -> None:
         print(clean(f"{path} ({path.stat().st_size / 1000:,.0f} kB)"), file=out)
     if options.open and not webbrowser.open(path.resolve().as_uri()):
         print("learnit-r8: no browser could be opened", file=sys.stderr)
-
-
-def folders_of(names: Sequence[str]) -> list[Path]:
-    """The folders of the runs that are meant; of one folder of runs, all that are in it.
-
-    Raises:
-        UnreadableRun: there is none.
-    """
-    folder = Path(names[0])
-    if len(names) > 1 or not folder.is_dir() or is_run(folder):
-        return [find_run(name) for name in names]
-    if not (found := runs_in(folder)):
-        raise UnreadableRun(NO_RUNS.format(str(folder)))
-    return found

@@ -260,12 +260,11 @@ def _farewell(view: View, folder: str) -> Iterator[str]:
         yield f"see it again: learnit-r8 replay {folder}"
 
 
-def why_plain(environ: Mapping[str, str] | None = None) -> str:
+def why_plain(environ: Mapping[str, str] = os.environ) -> str:
     """Why this process shows plain lines and no screen; "" if it can show the screen.
 
     ``R8_UI=plain`` forbids the screen, ``R8_UI=screen`` asks for it under CI and on every rank too.
     """
-    environ = os.environ if environ is None else environ
     wanted = environ.get("R8_UI", "")
     if wanted == "plain":
         return "R8_UI=plain"

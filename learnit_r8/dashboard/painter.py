@@ -226,11 +226,7 @@ class Painter:
             self._next_touch = now + TOUCH_SECONDS
         screen.paint(self.lines)
         self._last_draw = now
-        cost = self._cost(now)
-        self._next_draw = now + max(FRAME_SECONDS, cost / CPU_SHARE)
-
-    def _cost(self, now: float) -> float:
-        """Median CPU seconds of a frame, counted from the frame before."""
+        # Of a frame: the CPU seconds since the one before.
         spent, self._cpu_before = self._cpu_clock() - self._cpu_before, self._cpu_clock()
         self._costs.append(spent)
         self._shares.append((now, spent))
@@ -238,4 +234,5 @@ class Painter:
         if passed > 1:
             self.ui_share = sum(cost for _, cost in list(self._shares)[1:]) / passed
         # The first frames load modules and allocate buffers that the others use.
-        return statistics.median(self._costs) if len(self._costs) > 2 else 0.0
+        usual = statistics.median(self._costs) if len(self._costs) > 2 else 0.0
+        self._next_draw = now + max(FRAME_SECONDS, usual / CPU_SHARE)

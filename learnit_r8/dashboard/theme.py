@@ -133,7 +133,7 @@ def _named(name: str, glyphs: Glyphs, num_colours: int) -> Theme:
     return Theme(name, glyphs, num_colours, styles)
 
 
-def choose_theme(environ: Mapping[str, str] | None = None, *, encoding: str = "utf-8", ground: str = "") -> Theme:
+def choose_theme(environ: Mapping[str, str] = os.environ, *, encoding: str = "utf-8", ground: str = "") -> Theme:
     """The theme that fits a terminal.
 
     No colours with ``NO_COLOR`` set, or with ``TERM`` unset, "dumb" or monochrome;
@@ -150,7 +150,6 @@ def choose_theme(environ: Mapping[str, str] | None = None, *, encoding: str = "u
     Raises:
         ValueError: an unknown name is forced.
     """
-    environ = os.environ if environ is None else environ
     num_colours = _num_colours(environ)
     usual = "light" if (ground or ground_of(environ)) == "light" else "dark"
     name = environ.get("R8_THEME") or (usual if num_colours else "none")

@@ -6,9 +6,10 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import EVENTS, Event
@@ -30,7 +31,7 @@ def strict_json(value: Any, *, non_finite: Callable[[float], Any] = repr, indent
     """Strict JSON (RFC 8259), which has no number that is not finite.
 
     Args:
-        value: Dicts, lists, tuples, numbers, texts, None.
+        value: Dicts, lists, tuples, arrays, tensors, numbers, paths, texts, None.
         non_finite: Returns the replacement of a number that is not finite; by default its name.
         indent: As for `json.dumps`.
 
@@ -41,8 +42,11 @@ def strict_json(value: Any, *, non_finite: Callable[[float], Any] = repr, indent
     def encoded(value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             return non_finite(value)
-        if isinstance(value, dict):
-            return {key: encoded(item) for key, item in value.items()}
+        if isinstance(value, Mapping):
+            return {str(key): encoded(item) for key, item in value.items()}
+        if hasattr(value, "tolist"):
+            return encoded(value.tolist())
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         return [encoded(item) for item in value] if isinstance(value, (tuple, list)) else value
 
     return json.dumps(encoded(value), allow_nan=False, indent=indent)

@@ -11,12 +11,12 @@ _RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 _SIZES = ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
-def rank_of(environ: Mapping[str, str] | None = None) -> int:
+def rank_of(environ: Mapping[str, str] = os.environ) -> int:
     """The rank of this process; 0 without a launcher."""
     return first_number(_RANKS, 0, environ)
 
 
-def num_ranks_of(environ: Mapping[str, str] | None = None) -> int:
+def num_ranks_of(environ: Mapping[str, str] = os.environ) -> int:
     """Number of processes that train together; 1 without a launcher."""
     return first_number(_SIZES, 1, environ)
 
@@ -33,9 +33,8 @@ def is_of_jax_distributed() -> bool:
     return hasattr(distributed, "is_initialized") and bool(distributed.is_initialized())
 
 
-def first_number(names: tuple[str, ...], default: int, environ: Mapping[str, str] | None = None) -> int:
+def first_number(names: tuple[str, ...], default: int, environ: Mapping[str, str] = os.environ) -> int:
     """The first of these environment variables that is a whole number."""
-    environ = os.environ if environ is None else environ
     for name in names:
         value = environ.get(name, "")
         if value.isdecimal():

@@ -3,16 +3,10 @@
 Needs jax, flax and optax (``pip install ".[jax]"`` in a clone), and nothing of TensorFlow.
 """
 
-from .._validation import how_to_install
+from .._validation import how_to_install, import_needed
 
-try:
-    import flax
-    import jax
-    import optax
-except ImportError as error:
-    raise ImportError(
-        f"jax, flax and optax are required for learnit_r8.flax: {how_to_install('jax')} ({error})."
-    ) from error
+for _name in ("jax", "flax", "optax"):
+    import_needed(_name, "learnit_r8.flax needs jax, flax and optax", how_to_install("jax"))
 
 from .managed_state import ManagedState, TrainState, predictions_of
 from .train import (
@@ -26,8 +20,6 @@ from .train import (
     train_loop,
     unpack_scheduler,
 )
-
-del flax, jax, optax
 
 __all__ = [
     "ManagedState",

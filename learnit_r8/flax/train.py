@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -27,8 +28,7 @@ from ..events.codec import strict_json
 from ..loops.checkpoints import numbered, save_state
 from ..loops.elapsed_data import batch_size, opened
 from ..loops.log_entries import Entries, Logs
-from ..loops.run import loop
-from ..loops.state import LoopState
+from ..loops.run import LoopState, loop
 from ..sources.random_generators import hold_random_state
 from ..state.codec import decode, encode
 from ..state.durable_io import replace
@@ -483,9 +483,9 @@ class Training:
 
     def _drawn(self) -> Iterator[Any]:
         r8 = self._r8
-        try:
+        with contextlib.closing(self._prefetch.tickets()) as tickets:
             while self.num_epochs is None or r8.current_epoch < self.num_epochs:
-                ticket = self._ticket = self._prefetch.draw_now()
+                ticket = self._ticket = next(tickets, None)
                 if ticket is None:
                     return
                 if self._ticket_epoch != ticket.epoch:
@@ -494,10 +494,6 @@ class Training:
                     self._begin(max(ticket.epoch, 0), r8.handed_out)
                 batch, weights = self.data(ticket.indices), self._prefetch.weights_of(ticket)
                 yield batch if weights is None else _weighted(batch, weights)
-        finally:
-            # A batch whose step was interrupted is the next one drawn.
-            self._prefetch.hand_back()
-            r8.requests.leave()
 
     def step(self, loop_state: LoopState) -> Any:
         """Train on a batch."""

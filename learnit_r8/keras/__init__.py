@@ -7,14 +7,9 @@
 
 from __future__ import annotations
 
-from .._validation import how_to_install
+from .._validation import how_to_install, import_needed
 
-try:
-    import keras  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"learnit_r8.keras needs Keras 3, which could not be imported; {how_to_install('tensorflow')}."
-    ) from error
+import_needed("keras", "learnit_r8.keras needs Keras 3", how_to_install("tensorflow"))
 
 from .callback import R8Callback
 from .dataset import R8Dataset, SamplePipeline

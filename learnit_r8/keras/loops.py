@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .._validation import how_to_install, whole_number
+from .._validation import how_to_install, import_needed, whole_number
 from ..bridge.prefetch import Prefetch
 from ..bridge.rows import check_rows
 from ..state.callbacks import Callbacks
@@ -59,12 +59,7 @@ class Batches:
     """
 
     def __init__(self, r8: R8Scheduler, data: Any = None, *, prefetch: int = 2) -> None:
-        try:
-            import tensorflow as tf
-        except ImportError as error:
-            raise ImportError(
-                f"batch_dataset() needs TensorFlow, which could not be imported; {how_to_install('tensorflow')}."
-            ) from error
+        tf = import_needed("tensorflow", "batch_dataset() needs TensorFlow", how_to_install("tensorflow"))
         self._num_gathered = whole_number("prefetch", prefetch, least=-1)
         self._prefetch = Prefetch.of_epochs(r8)
         refuse_weights(r8)

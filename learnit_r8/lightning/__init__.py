@@ -7,18 +7,12 @@
 
 from __future__ import annotations
 
-from .._validation import check_release, how_to_install
+from .._validation import check_release, how_to_install, import_needed
 
-try:
-    import lightning  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"learnit_r8.lightning needs Lightning, which could not be imported; {how_to_install('lightning')}."
-    ) from error
-
+import_needed("lightning", "learnit_r8.lightning needs Lightning", how_to_install("lightning"))
 check_release("lightning", "2.5")
 
-from .callback import R8Callback, cross_entropy  # noqa: E402
-from .loader import R8Loader  # noqa: E402
+from .callback import R8Callback, cross_entropy
+from .loader import R8Loader
 
 __all__ = ["R8Callback", "R8Loader", "cross_entropy"]

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any
 
 from .. import events
+from .._validation import import_needed
 from ..events import launcher
 from ..events.caller import warn
 from ..events.event import describe
@@ -59,12 +60,11 @@ class Logger(ThreadedListener):
         self.error: BaseException | None = None
         self._is_on = every_rank or not launcher.rank_of()
         self._trace, self._has_said = "", False
-        self._num_in_hand, self._is_late = 0, False
 
     @property
     def num_lost(self) -> int:
-        """Events that were not written, including one that is still being written when the time is up."""
-        return self.num_dropped + self._num_failed + (self._num_in_hand if self._is_late else 0)
+        """Events that were not written, including one that is still being written."""
+        return self.num_dropped + self._num_failed
 
     def write(self, event: events.Event) -> None:
         """Write an event; on the thread of the logger."""
@@ -100,15 +100,14 @@ class Logger(ThreadedListener):
             self._guarded(self.finish)
 
     def _guarded(self, call: Any, *arguments: Any) -> None:
+        # Until it is written.
+        self._num_failed += len(arguments)
         try:
-            self._num_in_hand += len(arguments)
             call(*arguments)
+            self._num_failed -= len(arguments)
         except Exception as error:
             self.error = error
-            self._num_failed += len(arguments)
             self._trace = self._trace or traceback.format_exc()
-        finally:
-            self._num_in_hand -= len(arguments)
 
     def _say_error(self) -> None:
         """Name the error, if there is one, the first time."""
@@ -123,7 +122,6 @@ class Logger(ThreadedListener):
             return
         atexit.unregister(self.close)
         has_ended = self.end_thread(CLOSE_SECONDS)
-        self._is_late = not has_ended
         self._say_error()
         if self.num_lost:
             late = "" if has_ended else f", and was not done after {CLOSE_SECONDS:g} s"
@@ -171,18 +169,6 @@ def alert_of(event: events.Event) -> tuple[str, str] | None:
         return None
     # The sentence on a cause begins with the step at which it began.
     return kind, event.text if isinstance(event, events.CauseFound) else f"step {event.step}: {said.text}"
-
-
-def import_needed(module: str, package: str, what: str) -> Any:
-    """Import a module.
-
-    Raises:
-        ImportError: it is not installed; the message says which package has it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{package} is required for {what}: pip install {package} ({error}).") from error
 
 
 LONGEST_VALUE = 500
@@ -233,7 +219,9 @@ class TensorBoard(_Service):
         try:
             self._make = importlib.import_module("tensorboardX").SummaryWriter
         except ImportError:
-            self._make = import_needed("torch.utils.tensorboard", "tensorboardX", "TensorBoard").SummaryWriter
+            how = "pip install tensorboardX"
+            found = import_needed("torch.utils.tensorboard", "loggers.TensorBoard needs tensorboardX", how)
+            self._make = found.SummaryWriter
         self._folder = os.fspath(folder)
         self._writer: Any = None
 
@@ -282,7 +270,7 @@ class Wandb(_Service):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(most_queued=most_queued, every_rank=every_rank)
-        self._library = import_needed("wandb", "wandb", "loggers.Wandb")
+        self._library = import_needed("wandb", "loggers.Wandb needs wandb", "pip install wandb")
         self._run = self._given = run
         self._options, self._alerts = options, alerts
 
@@ -326,8 +314,9 @@ class MLflow(_Service):
         **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(**options)
-        self._make = import_needed("mlflow.tracking", "mlflow", "loggers.MLflow").MlflowClient
-        self._entities = import_needed("mlflow.entities", "mlflow", "loggers.MLflow")
+        needed = "loggers.MLflow needs mlflow", "pip install mlflow"
+        self._make = import_needed("mlflow.tracking", *needed).MlflowClient
+        self._entities = import_needed("mlflow.entities", *needed)
         self._experiment, self._uri = experiment, tracking_uri
         self._run_id = self._given = run_id
         self._client: Any = None

@@ -10,9 +10,8 @@ from .bars import keras_bar, wandb
 from .checkpoints import checkpoint, early_stopping, load_state, save_state
 from .elapsed_data import Period, elapse
 from .log_entries import History, Logs, logs
-from .run import loop
+from .run import LoopState, loop
 from .scheduled_data import Drawn, report_to, scheduled
-from .state import LoopState
 
 __all__ = [
     "Drawn",

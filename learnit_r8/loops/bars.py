@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import IO, Any
 
-from ..loggers.background import import_needed
+from .._validation import import_needed
 from ..streams.stages import as_scalar
 from ..triggers import Elapsed
 from .elapsed_data import Period, as_stop
-from .state import LoopState
+from .run import LoopState
 
 SHOWN = ("metrics", "stateful_metrics", "losses")
 """Collections whose entries bars and loggers show."""
@@ -162,7 +162,9 @@ class wandb:
     """
 
     def __init__(self, run: Any = None, **options: Any) -> None:
-        self._wandb: Any = None if run is not None else import_needed("wandb", "wandb", "wandb()")
+        self._wandb: Any = (
+            None if run is not None else import_needed("wandb", "wandb() needs wandb", "pip install wandb")
+        )
         self._given, self._options = run, options
         self._run: Any = run
 

@@ -18,7 +18,7 @@ from ..streams.stages import as_scalar
 from ..triggers.patience import Patience, Record
 
 if TYPE_CHECKING:
-    from .state import LoopState
+    from .run import LoopState
 
 
 def save_state(path: str | os.PathLike[str], state: Any, **more: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from .._validation import whole_number
 from ..engine.feed.batch_size import read_size
 from ..triggers import Condition, Elapsed, Trigger
-from ..triggers.when import After, At, seconds, seconds_of
+from ..triggers.trigger import After, At, seconds, seconds_of
 
 _END: Any = object()
 
@@ -145,12 +145,11 @@ def counted(
     asked = elapsed
     while True:
         if stop is not None:
-            asked = Elapsed(elapsed.steps, elapsed.samples, time.monotonic() - origin, *asked[:3])
+            asked = asked.then(elapsed.steps, elapsed.samples, time.monotonic() - origin)
             if stop(asked):
                 return
         batch = next(batches, _END)
         if batch is _END:
             return
-        done = (elapsed.steps + 1, elapsed.samples + batch_size(batch), time.monotonic() - origin)
-        elapsed = Elapsed(*done, *elapsed[:3])
+        elapsed = elapsed.then(elapsed.steps + 1, elapsed.samples + batch_size(batch), time.monotonic() - origin)
         yield elapsed, batch

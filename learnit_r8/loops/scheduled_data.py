@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +14,7 @@ from ..bridge.rows import check_rows, leaves, take_rows
 from ..engine.signals import running
 from ..guard.verdict import Verdict
 from .log_entries import Logs
-from .run import loop
-from .state import LoopState
+from .run import LoopState, loop
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -74,20 +74,15 @@ class scheduled:
             check_rows(name, column, r8.table.num_samples)
 
     def __iter__(self) -> Iterator[Drawn]:
-        prefetch, ticket = Prefetch.of(self._r8), None
-        try:
-            while (ticket := prefetch.draw_now()) is not None:
+        prefetch = Prefetch.of(self._r8)
+        with contextlib.closing(prefetch.tickets()) as tickets:
+            for ticket in tickets:
                 yield Drawn(self._take(ticket.indices), ticket.lr, ticket.indices, prefetch.weights_of(ticket))
                 if prefetch.current is not None:
                     raise RuntimeError(
                         f"the batch of step {ticket.step} must be reported before the next one is drawn; "
                         "add report_to(r8) to the loop's callbacks."
                     )
-        finally:
-            # After an interruption or an error the batch is the next one drawn.
-            if ticket is not None and prefetch.current is ticket:
-                prefetch.hand_back()
-            self._r8.requests.leave()
 
     def _take(self, indices: Any) -> Any:
         return self._data(indices) if callable(self._data) else take_rows(self._data, indices, _rows)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ..table.labels.margin_limit import MarginLimit
+    from ..table.label_noise import MarginLimit
     from ..table.labels.suspicion import Suspicion
 
 Order = NDArray[np.int64]

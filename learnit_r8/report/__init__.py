@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ..journal.samples import samples_of
 from ..state.durable_io import open_output
 from ..table.table import SampleTable
-from .data import SamplesData, report_data
 from .document import document
-from .page import content_of
-from .samples import Look, samples_page
+from .page import content_of, report_data
+from .samples import Look, SamplesData, samples_page
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler

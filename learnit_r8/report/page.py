@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from ..dashboard import watch
+from ..dashboard.state.run_state import State
 from ..dashboard.state.view import View
 from ..dashboard.text import grouped
 from ..events.incident import MOST_INCIDENTS
 from ..events.text import clean, clock, number
 from ..journal.run import Run, read_sessions, utc
+from ..journal.samples import Samples, readable_samples, sample_epochs
 from ..recovery.record import FOLDER, BadRecord, numbers_in, read_record
 from . import samples
 from .curves import fit_of, loss_section, metric_section, rate_section
-from .data import ReportData
 from .document import Data, chart, curve, known, section, table
 from .samples import NO_LOOK, Look
 
@@ -24,6 +28,50 @@ MOST_METRICS, MOST_EVENTS, MOST_CURVES = 12, 300, 8
 MOST_LOSSES = 48
 """Losses around an incident that are drawn."""
 LEVELS = {"open": "warn", "over": "good", "gave up": "alert"}
+
+
+class ReportData(NamedTuple):
+    """The content of a report.
+
+    Attributes:
+        run: The run folder, read to its end.
+        view: The events, folded.
+        state: The state of the run.
+        notes: Reasons why something is not shown.
+        samples: What the samples files say; None without any.
+    """
+
+    run: Run
+    view: View
+    state: State
+    notes: list[str]
+    samples: samples.SamplesData | None
+
+
+def report_data(run_dir: str | os.PathLike[str], precision: float = 0.5) -> ReportData:
+    """Read a run folder for a report.
+
+    Args:
+        run_dir: The folder.
+        precision: As for `SampleTable.suspects`.
+
+    Raises:
+        UnreadableRun: the folder holds no run.
+    """
+    run, view, state = watch.look(run_dir)
+    notes: list[str] = []
+    files: list[Samples] = []
+    # Of the newest data set.
+    for each in readable_samples(run.folder, reversed(sample_epochs(run.folder)), notes):
+        if files and len(each.loss) != len(files[0].loss):
+            notes.append(f"epoch {each.epoch + 1} has {len(each.loss)} samples, the newest {len(files[0].loss)}")
+            continue
+        # A journal never writes infinities.
+        values = {name: getattr(each, name) for name in ("loss", "last", "mean")}
+        values = {name: np.where(np.isfinite(array), array, np.float32("nan")) for name, array in values.items()}
+        files.append(each._replace(**values))
+    of = samples.SamplesData.of(files[::-1], precision) if files else None
+    return ReportData(run, view, state, notes, of)
 
 
 def content_of(data: ReportData, look: Look = NO_LOOK) -> Data:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..policies.base import Candidates, Context, Outlook, Policy
 from ..policies.registry import SHUFFLE
 from ..table.exclusions import holds
-from ..table.labels.margin_limit import MarginLimit
+from ..table.label_noise import MarginLimit
 from ..table.labels.suspicion import Humps, Suspicion
 from ..table.losses import EXACT
 from ..table.radix import keys_of, order_of
@@ -267,7 +267,10 @@ def look_at(storage: SampleStorage, rng: np.random.Generator, *, weighed: Outloo
     fine = uses > 0
     if suspicion is not None:
         flagged = suspicion.flags(mean, uses)
-        if not suspicion.is_surprising or suspicion.are_being_learnt(records["last"][flagged]):
+        # Rare classes are learnt later than others, and wrong labels once they are memorised: most are by then better
+        # than untrained.
+        last = records["last"][flagged]
+        if not suspicion.is_surprising or 2 * np.count_nonzero(last < storage.untrained_loss) > len(last):
             suspicion = None
         else:
             limit = None

@@ -5,10 +5,9 @@
 [4.0, 2.67]
 """
 
-from .epochs import epoch_stream, iter_batches, validation_loss
 from .sinks import collect, collect_jsonl, collect_pd, print_keys
+from .sources import epoch_stream, iter_batches, step_stream, validation_loss
 from .stages import Best, Event, Stage, augment, best, early_stop, ema, pipe, take, tap, tick
-from .steps import step_stream
 
 __all__ = [
     "Best",

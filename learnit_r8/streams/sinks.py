@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from .._validation import how_to_install, whole_number
+from .._validation import how_to_install, import_needed, whole_number
 from ..events.codec import strict_json
 from ..state.durable_io import open_output
 from .stages import as_scalar
@@ -55,10 +55,7 @@ def collect_pd(
         ValueError: both are given.
         TypeError: one is not a collection of keys.
     """
-    try:
-        import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ImportError(f"pandas is required for collect_pd(): {how_to_install('pandas')} ({error}).") from error
+    pandas = import_needed("pandas", "collect_pd() needs pandas", how_to_install("pandas"))
     return pandas.DataFrame(collect(events, include, exclude))
 
 
@@ -91,15 +88,15 @@ def collect_jsonl(
     first = list(itertools.islice(stream, 1))
     with _opened(dest, "a" if append else "w") as file:
         for event in itertools.chain(first, stream):
-            values = {}
+            parts = []
             for key in filter(keep, event):
                 try:
-                    values[key] = _plain(event[key])
+                    parts.append(f"{strict_json(str(key))}: {strict_json(event[key])}")
                 except TypeError:
                     raise TypeError(
                         f"event[{key!r}] must have a JSON form, got {event[key]!r}; leave it out with exclude=."
                     ) from None
-            file.write(strict_json(values) + "\n")
+            file.write(f"{{{', '.join(parts)}}}\n")
             file.flush()
 
 
@@ -109,21 +106,6 @@ def _opened(dest: Any, mode: Literal["w", "a"]) -> contextlib.AbstractContextMan
     path = Path(dest)
     path.parent.mkdir(parents=True, exist_ok=True)
     return open(open_output(path, mode), mode, encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    """The value as json can write it, if it is finite; TypeError if it cannot."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if value is None or isinstance(value, (str, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"value must have a JSON form, got {value!r}.")
 
 
 def _filter(include: Iterable[str] | None, exclude: Iterable[str] | None) -> Callable[[str], bool]:

@@ -16,7 +16,7 @@ from .._validation import whole_number
 from ..events.steps import mode_of
 from ..triggers import Condition, Elapsed, ElapsedCounter
 from ..triggers.patience import Patience, Record
-from ..triggers.when import Every
+from ..triggers.trigger import Every
 
 AnyEvent = Mapping[str, Any]
 """An event: a dictionary of what one epoch or step was like."""
@@ -149,7 +149,7 @@ def tap(fn: Callable[[Any], object], every: int | Condition = 1, start: int | No
                 now = counter.count(samples=int(samples) - before)
             elif last is not None:
                 # A stage in between may have left events out.
-                now = Elapsed(*now[:3], *last[:3])
+                now = last.then(*now[:3])
             last = now
             if trigger(now):
                 fn(event)

@@ -63,16 +63,14 @@ def quartiles_of(
     Returns:
         Four quarters whose sizes differ by at most one; empty if fewer than four samples were seen.
     """
-    found = [quartile_of(loss[quarter], usage_count[quarter]) for quarter in quarters(loss)]
+    found = []
+    for part in quarters(loss):
+        some, uses = loss[part], float(usage_count[part].mean())
+        mean = float(some.mean(dtype=np.float64))
+        found.append(Quartile(float(some.min()), float(some.max()), mean, len(some), uses))
     if num_seen is None:
         return found
     return [replace(each, num_samples=(num_seen + 3 - place) // 4) for place, each in enumerate(found)]
-
-
-def quartile_of(loss: NDArray[np.float32], usage_count: NDArray[np.uint16]) -> Quartile:
-    """The figures of the samples of one quarter, at least one."""
-    mean, uses = float(loss.mean(dtype=np.float64)), float(usage_count.mean())
-    return Quartile(float(loss.min()), float(loss.max()), mean, len(loss), uses)
 
 
 def quarters(loss: NDArray[np.float32]) -> list[NDArray[np.int64]]:
@@ -124,7 +122,7 @@ def quarters_of(loss: Floats, uses: NDArray[np.uint16]) -> dict[str, tuple[float
         loss: float32[M], NaN for unseen samples.
         uses: uint16[M], use counts.
     """
-    found = [quartile_of(loss[part], uses[part]) for part in quarters(loss)]
+    found = quartiles_of(loss, uses)
     num_seen = sum(quarter.num_samples for quarter in found)
     names = ("low", "high", "mean", "uses")
     rows = {name: tuple(rounded(getattr(quarter, name)) for quarter in found) for name in names}

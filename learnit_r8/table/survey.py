@@ -73,15 +73,6 @@ class Surveyor:
             self._chosen = spread(self._num_samples, self._size)
         self._where = ALL if self._chosen is None else self._chosen
 
-    def _follow_growth(self) -> None:
-        """Include the samples that were added since; a random part is drawn anew once there are twice as many."""
-        now, is_part = self._table.num_samples, self._chosen is not None
-        if now >= 2 * self._num_samples if is_part else now != self._num_samples:
-            self._choose()
-            if self._chosen is not None:
-                # They are not those of before.
-                self._ends.clear()
-
     def is_due(self, seconds: float, *, epoch_ended: bool) -> bool:
         """Whether to make a survey now.
 
@@ -117,7 +108,13 @@ class Surveyor:
             batch_share: Share of the newest batch in each quarter that it was planned with; empty if unknown.
         """
         began = self._clock()
-        self._follow_growth()
+        now, is_part = self._table.num_samples, self._chosen is not None
+        # A random part of a table that grows is drawn anew once there are twice as many.
+        if now >= 2 * self._num_samples if is_part else now != self._num_samples:
+            self._choose()
+            if self._chosen is not None:
+                # They are not those of before.
+                self._ends.clear()
         known = self._table.read(*(RECORD.names or ()), where=self._where)
         loss, uses = known["loss"], known["usage_count"]
         if epoch_ended and self._chosen is None:

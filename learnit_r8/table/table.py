@@ -160,13 +160,11 @@ class SampleTable:
 
         With P labels a sample, those of all labels of each sample, one sample after the other.
         """
-        self.learner.hand_over()
-        records = self.storage.evidence.records
-        if records is None:
+        evidence, width = self._columns()[1], self.storage.evidence.num_places
+        if evidence is None:
             return None
-        width = self.storage.evidence.num_places
-        at = ALL if where is None else (where[:, None] * width + np.arange(width)).reshape(-1)
-        return records.columns(lock=self.lock, where=at)
+        at = None if where is None else (where[:, None] * width + np.arange(width)).reshape(-1)
+        return evidence.read(*evidence.names, where=at)
 
     def _columns(self) -> tuple[Columns, Columns | None]:
         """What is known of the samples, and the evidence, to be read block by block; None without predictions."""
@@ -177,11 +175,6 @@ class SampleTable:
             return known, None
         names = records.whole.dtype.names
         return known, Columns(len(records), lambda fields, where: records.columns(fields, self.lock, where), names)
-
-    def _trust(self) -> str:
-        """Which margins may be judged, see `labels.trust`."""
-        known, evidence = self._columns()
-        return trust_of(known, evidence, self.storage.trust)
 
     def describe(self, indices: Sequence[int] | NDArray[np.int64]) -> list[Sample]:
         """The figures of some samples, in the given order."""
@@ -247,12 +240,12 @@ class SampleTable:
             raise ValueError(f"precision must be in (0, 1), got {precision!r}{meant}.")
         known, evidence = self._columns()
         if len(runs):
-            others = [getattr(run, "table", run) for run in runs]
+            others: list[SampleTable] = [getattr(run, "table", run) for run in runs]
             for run, other in zip(runs, others, strict=True):
                 if not isinstance(other, SampleTable):
                     raise TypeError(f"runs must be schedulers or their tables, got {run!r}.")
             several = combine(self.read_evidence(), [each.read_evidence() for each in others])
-            trust = least_trust(each._trust() for each in (self, *others))
+            trust = least_trust(trust_of(*each._columns(), each.storage.trust) for each in (self, *others))
             return suspects_in(self.storage, known, several, precision, trust)
         return suspects_in(self.storage, known, evidence, precision)
 

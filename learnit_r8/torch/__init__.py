@@ -9,14 +9,9 @@
 
 from __future__ import annotations
 
-from .._validation import how_to_install
+from .._validation import how_to_install, import_needed
 
-try:
-    import torch  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"learnit_r8.torch needs PyTorch, which could not be imported; {how_to_install('torch')}."
-    ) from error
+import_needed("torch", "learnit_r8.torch needs PyTorch", how_to_install("torch"))
 
 from ..bridge.ranks import RanksDiffer
 from ..state.callbacks import RankLost

@@ -7,17 +7,11 @@
 
 from __future__ import annotations
 
-from .._validation import check_release, how_to_install
+from .._validation import check_release, how_to_install, import_needed
 
-try:
-    import transformers  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"learnit_r8.transformers needs Transformers, which could not be imported; {how_to_install('transformers')}."
-    ) from error
-
+import_needed("transformers", "learnit_r8.transformers needs Transformers", how_to_install("transformers"))
 check_release("transformers", "4.57")
 
-from .trainer import R8Mixin  # noqa: E402
+from .trainer import R8Mixin
 
 __all__ = ["R8Mixin"]

@@ -5,8 +5,19 @@ True
 """
 
 from .schedulers import Scheduler, StepIntervalScheduler, TimeIntervalScheduler
-from .trigger import Condition, Elapsed, ElapsedCounter, Trigger, always, never
-from .when import after, as_trigger, at, every, quiet_until
+from .trigger import (
+    Condition,
+    Elapsed,
+    ElapsedCounter,
+    Trigger,
+    after,
+    always,
+    as_trigger,
+    at,
+    every,
+    never,
+    quiet_until,
+)
 
 __all__ = [
     "Condition",

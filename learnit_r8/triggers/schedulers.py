@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from .._validation import whole_number
-from .when import crosses, early, seconds
+from .trigger import crosses, early, seconds
 
 Callback = Callable[[], object]
 """What a scheduler calls; its result is ignored."""

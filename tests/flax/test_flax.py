@@ -484,7 +484,7 @@ def test_what_is_missing_is_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optax", None)
 
-    with pytest.raises(ImportError, match=r"jax, flax and optax are required .* pip install .\.\[jax\]"):
+    with pytest.raises(ImportError, match=r"learnit_r8.flax needs jax, flax and optax, .* pip install .\.\[jax\]"):
         __import__("learnit_r8.flax")
 
 

@@ -22,9 +22,8 @@ from learnit_r8.journal.requests import KINDS, RequestFolder, ask
 from learnit_r8.journal.run import UnreadableRun, write_about
 from learnit_r8.journal.samples import read_samples
 from learnit_r8.recovery.record import PARTS, BadRecord, export, numbers_in, read_part, read_record
-from learnit_r8.report.data import report_data
 from learnit_r8.report.document import document
-from learnit_r8.report.page import content_of
+from learnit_r8.report.page import content_of, report_data
 from learnit_r8.schedules.span import MOST_AMOUNT, Span
 from learnit_r8.state import codec
 from learnit_r8.state import generations as in_memory

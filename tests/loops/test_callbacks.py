@@ -234,7 +234,7 @@ def test_a_logger_that_is_not_installed(monkeypatch):
     """What is missing is named, with the command that installs it, when the callback is built."""
     monkeypatch.setitem(sys.modules, "wandb", None)
 
-    with pytest.raises(ImportError, match=r"wandb is required for wandb\(\): pip install wandb"):
+    with pytest.raises(ImportError, match=r"wandb\(\) needs wandb, which could not be imported; pip install wandb"):
         wandb()
 
 

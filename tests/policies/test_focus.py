@@ -11,7 +11,7 @@ from learnit_r8 import Context, Focus, Outlook, Policy, Predictions, R8Scheduler
 from learnit_r8.cli import main
 from learnit_r8.report import write_report
 from learnit_r8.state.codec import decode, encode
-from learnit_r8.table.labels.margin_limit import MarginLimit
+from learnit_r8.table.label_noise import MarginLimit
 from learnit_r8.table.labels.suspicion import Humps, Suspicion
 from tests.common import candidates, generator
 from tests.table.labels.test_mirror import margins_of

@@ -5,8 +5,8 @@ import pytest
 
 from learnit_r8.journal.samples import write_samples
 from learnit_r8.report import write_report
-from learnit_r8.report.data import confusion_of, report_data
-from learnit_r8.report.samples import MOST_TOTAL
+from learnit_r8.report.page import report_data
+from learnit_r8.report.samples import MOST_TOTAL, confusion_of
 from tests.journal.run_folders import STARTED, folder_with, steps
 from tests.report.sample_files import samples
 from tests.report.test_page import HOSTILE, Page

@@ -10,8 +10,8 @@ import pytest
 
 from learnit_r8 import predictions_of
 from learnit_r8.report import DataView, write_report
-from learnit_r8.report.data import SamplesData, report_data
-from learnit_r8.report.samples import NO_LOOK, regions_of, samples_page
+from learnit_r8.report.page import report_data
+from learnit_r8.report.samples import NO_LOOK, SamplesData, regions_of, samples_page
 from learnit_r8.table.labels.evidence import EVIDENCE
 from tests.drive import make
 from tests.report.sample_files import samples

@@ -21,9 +21,8 @@ from learnit_r8.journal.run import UnreadableRun
 from learnit_r8.journal.samples import write_samples
 from learnit_r8.report import write_report
 from learnit_r8.report.comparison import write_comparison
-from learnit_r8.report.data import report_data
 from learnit_r8.report.document import document
-from learnit_r8.report.page import content_of
+from learnit_r8.report.page import content_of, report_data
 from tests.drive import INF, NAN, make, sample_losses
 from tests.journal.run_folders import STARTED, folder_with, steps
 from tests.package_copy import copy_package, run_beside

@@ -8,8 +8,8 @@ import pytest
 
 from learnit_r8 import Outlook, SampleTable
 from learnit_r8.sources.planner import from_plain, look_at, to_plain
+from learnit_r8.table.label_noise import MarginLimit
 from learnit_r8.table.labels.evidence import EVIDENCE
-from learnit_r8.table.labels.margin_limit import MarginLimit
 from learnit_r8.table.losses import EXACT, WHOLE_BATCH
 from tests.common import generator
 from tests.table.labels.test_mirror import margins_of

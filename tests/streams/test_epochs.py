@@ -39,7 +39,7 @@ class TestIterBatches:
     @pytest.mark.parametrize("chunk_bytes", [1, 100, 10**6])
     def test_shuffled_rows_stay_together(self, monkeypatch, chunk_bytes):
         """Every row once, with its label, in the order the generator draws; however many are gathered at once."""
-        monkeypatch.setattr("learnit_r8.streams.epochs.CHUNK_BYTES", chunk_bytes)
+        monkeypatch.setattr("learnit_r8.streams.sources.CHUNK_BYTES", chunk_bytes)
         x, y = torch.arange(103)[:, None], torch.arange(103) * 10
         batches = list(iter_batches(x, y, batch_size=8, generator=torch.Generator().manual_seed(5)))
 
@@ -153,7 +153,7 @@ class TestEpochStream:
         """However many batches there are between two readings, the mean is over all of them."""
         means = []
         for read_every in (1, 3, 1000):
-            monkeypatch.setattr("learnit_r8.streams.epochs.READ_EVERY", read_every)
+            monkeypatch.setattr("learnit_r8.streams.sources.READ_EVERY", read_every)
             torch.manual_seed(0)
             data, model, optimizer = line(50, noise=1.0)
             means.append(next(epoch_stream(data, model, optimizer, nn.MSELoss(), batch_size=4))["train_loss"])
@@ -304,7 +304,7 @@ class TestEpochStreamDefects:
 
     def test_device_moves_where_there_is_only_one_device(self):
         """Batches go where the parameters are; where everything is there already, they are passed on as they are."""
-        from learnit_r8.streams.epochs import device_of, moved
+        from learnit_r8.streams.sources import device_of, moved
 
         model, batches = nn.Linear(1, 1, device="meta"), [[torch.ones(2, 1), torch.ones(2)]]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -147,15 +147,10 @@ class TestSinks:
         assert frame["loss"].dtype == float
 
     def test_pandas_is_named_where_it_is_missing(self, monkeypatch):
-        original, source = builtins.__import__, Source()
+        source = Source()
+        monkeypatch.setitem(sys.modules, "pandas", None)
 
-        def without_pandas(name, *arguments, **keywords):
-            if name == "pandas":
-                raise ImportError("No module named pandas")
-            return original(name, *arguments, **keywords)
-
-        monkeypatch.setattr(builtins, "__import__", without_pandas)
-        with pytest.raises(ImportError, match=r'pandas is required for collect_pd\(\): pip install "\.\[pandas\]"'):
+        with pytest.raises(ImportError, match=r'collect_pd\(\) needs pandas, which .*; pip install "\.\[pandas\]"'):
             collect_pd(take(2)(source))
         assert source.pulled == 0
 

@@ -115,19 +115,9 @@ def incidents_panel(view: View, ui: UiState, width: int, height: int, theme: The
     for place in range(first, first + room):
         line = _listed(found[place], width, theme)
         lines.append((Span("".join(text for text, _ in line), "selected"),) if place == chosen else line)
-    lines += _details(found[chosen], width, theme)
-    return [cropped(line, width) for line in lines[:height]]
-
-
-def _listed(incident: Incident, width: int, theme: Theme) -> Line:
-    when = f" {clock(incident.seconds):>8} {incident.step:>9,} "
-    text = clip(clean(f"{incident.what}; {incident.done}"), max(0, width - len(when) - 9), theme.glyphs.ellipsis)
-    return Span(when, "label"), Span(f"{incident.state:<8} ", _INCIDENT_STYLES[incident.state]), Span(text)
-
-
-def _details(incident: Incident, width: int, theme: Theme) -> list[Line]:
-    """Every text in full: what happened, where it began, what was found and what to do, then what was tried."""
-    lines = [rule(f"step {incident.step:,}", width, theme.glyphs, incident.state)]
+    # Of the chosen one every text in full, what was tried last.
+    incident = found[chosen]
+    lines.append(rule(f"step {incident.step:,}", width, theme.glyphs, incident.state))
     what, *rest = incident.facts
     styles = {"what": "alert", "found": _INCIDENT_STYLES[incident.state]}
     styles["began"] = "alert" if incident.cause else "label"
@@ -135,7 +125,13 @@ def _details(incident: Incident, width: int, theme: Theme) -> list[Line]:
         lines += _part(label, said, width, styles.get(label, ""))
     for place, (step, text) in enumerate(incident.tried):
         lines += _part("tried" if not place else "", f"{step:,}: {text}", width)
-    return lines
+    return [cropped(line, width) for line in lines[:height]]
+
+
+def _listed(incident: Incident, width: int, theme: Theme) -> Line:
+    when = f" {clock(incident.seconds):>8} {incident.step:>9,} "
+    text = clip(clean(f"{incident.what}; {incident.done}"), max(0, width - len(when) - 9), theme.glyphs.ellipsis)
+    return Span(when, "label"), Span(f"{incident.state:<8} ", _INCIDENT_STYLES[incident.state]), Span(text)
 
 
 def _part(label: str, text: str, width: int, style: str = "") -> list[Line]:

@@ -65,7 +65,13 @@ class Capture:
         """Stand in for ``sys.stdout``, ``sys.stderr`` and the descriptor of stderr from now on."""
         self._streams = [_Stream(sys.stdout, self, self._fd), _Stream(sys.stderr, self, STDERR)]
         sys.stdout, sys.stderr = self._streams
-        self._swap_handlers()
+        # Logging handlers that hold the real stdout write to the stand-in; those on stderr go by descriptor.
+        stdout, stand_in, logging = self._streams[0].real, self._streams[0], sys.modules.get("logging")
+        loggers = [] if logging is None else [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
+        for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
+            if isinstance(handler, sys.modules["logging"].StreamHandler) and handler.stream is stdout:
+                handler.setStream(stand_in)
+                self._swapped.append((handler, stdout))
         self.resume()
 
     def resume(self) -> None:
@@ -130,18 +136,6 @@ class Capture:
         self._seen += whole
         unsaved = [self._unsaved.popleft() for _ in range(len(self._unsaved))]
         return _lines(data[:whole])[1 if skipped else 0 :] + unsaved
-
-    def _swap_handlers(self) -> None:
-        """Have logging handlers that hold the real stdout write to the stand-in; those on stderr go by descriptor."""
-        logging = sys.modules.get("logging")
-        if logging is None:
-            return
-        stdout, stand_in = self._streams[0].real, self._streams[0]
-        loggers = [logging.getLogger(), *logging.Logger.manager.loggerDict.values()]
-        for handler in {handler for logger in loggers for handler in getattr(logger, "handlers", ())}:
-            if isinstance(handler, logging.StreamHandler) and handler.stream is stdout:
-                handler.setStream(stand_in)
-                self._swapped.append((handler, stdout))
 
 
 class _Stream(io.TextIOBase):

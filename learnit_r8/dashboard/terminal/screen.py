@@ -413,9 +413,8 @@ _END = re.compile(rb"\x1b\[\?[0-9;]*c")
 _MOST = 4096
 
 
-def find_ground(environ: Mapping[str, str] | None = None) -> str:
+def find_ground(environ: Mapping[str, str] = os.environ) -> str:
     """The ground: "dark", "light", or "" where the terminal does not say."""
-    environ = os.environ if environ is None else environ
     told = ground_of(environ)
     if told or environ.get("TERM", "") in ("", "dumb", "linux") or sys.platform == "win32":
         return told

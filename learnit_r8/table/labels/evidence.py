@@ -23,19 +23,6 @@ MOST_WEIGHT = 64
 MOST_LEAD = 2**16 - 1
 
 
-def vote(records: NDArray[Any], predicted: NDArray[np.uint16]) -> None:
-    """Count the votes for other classes, so that a class with most of them leads at last; late votes count more.
-
-    Source: R. S. Boyer & J. S. Moore, "MJRTY", 1981, with weights.
-    """
-    votes, lead = predicted != records["given"], records["lead"].astype(np.int64)
-    weight = np.minimum(records["visits"], MOST_WEIGHT).astype(np.int64)
-    agrees = predicted == records["leader"]
-    lead += np.where(votes, np.where(agrees, weight, -weight), 0)
-    records["leader"] = np.where(lead < 0, predicted, records["leader"])
-    records["lead"] = np.minimum(np.abs(lead), MOST_LEAD)
-
-
 def votes_of(records: Any) -> NDArray[np.int64]:
     """int64[M], visits at which the leading class was predicted, at least; EVIDENCE[M] or its fields by name."""
     most = np.clip(records["visits"].astype(np.int64), 1, MOST_WEIGHT)
@@ -265,7 +252,13 @@ def learn(records: NDArray[Any], rows: NDArray[np.float32], *, is_frozen: bool =
         records["forgotten"] += was_right & ~is_right & (records["forgotten"] < MOST_USES)
         records["learned"] = np.where(is_right & (records["learned"] == 0), visits, records["learned"])
         records["last_margin"], records["predicted"] = margin, predicted
-    vote(records, predicted.astype(np.uint16))
+    # A class with most of the votes for others leads at last (Boyer & Moore, "MJRTY", 1981); late votes count more.
+    predicted, lead = predicted.astype(np.uint16), records["lead"].astype(np.int64)
+    weight = np.minimum(records["visits"], MOST_WEIGHT).astype(np.int64)
+    agrees = predicted == records["leader"]
+    lead += np.where(predicted != records["given"], np.where(agrees, weight, -weight), 0)
+    records["leader"] = np.where(lead < 0, predicted, records["leader"])
+    records["lead"] = np.minimum(np.abs(lead), MOST_LEAD)
 
 
 def learn_values(records: NDArray[Any], rows: NDArray[np.float32]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..names import class_names_of, labels_of
 from .margins import margins_of
 from .overview import Overview
-from .suspects import Places, Suspects
+from .suspects import Suspects
 
 LIBRARIES = ("pandas", "polars")
 
@@ -100,8 +100,21 @@ def labels_in(
         known = evidence["visits"][chosen] > 0
         given, expected = evidence["given"][chosen], evidence["given"][chosen] - evidence["residual"][chosen]
         return _numbers(given, known), _numbers(expected, known)
-    if verdict.places is not None:
-        return _at_places(evidence, verdict.places, chosen)
+    if (places := verdict.places) is not None:
+        # The label at one place of each sample: the first that is listed, else the most suspect one.
+        width = len(evidence["margin"]) // places.num_samples
+        flat = chosen[:, None] * width + np.arange(width)
+        margin = np.where(evidence["visits"][flat] > 0, evidence["margin"][flat], -np.inf)
+        at = margin.argmax(axis=1)
+        listed, first = np.unique(places.indices, return_index=True)
+        if len(listed):
+            found = np.searchsorted(listed, chosen).clip(0, len(listed) - 1)
+            at = np.where(listed[found] == chosen, places.places[first[found]], at)
+        flat_at = chosen * width + at
+        seen, label = evidence["visits"][flat_at] > 0, evidence["given"][flat_at]
+        texts = [f"{one} at {place}" if there else None for one, place, there in zip(label, at, seen, strict=True)]
+        other = zip(texts, label.tolist(), _predicted(evidence, flat_at).tolist(), strict=True)
+        return texts, [text if text is None or one == better else str(better) for text, one, better in other]
     given = np.where(evidence["visits"] > 0, evidence["given"].astype(np.int64), -1)
     names = class_names_of(given, group, group_labels)
     predicted = _predicted(evidence, chosen)
@@ -118,23 +131,6 @@ def _predicted(evidence: Any, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
 def _numbers(values: NDArray[np.float32], known: NDArray[np.bool_]) -> list[Any]:
     """Numbers with as many digits as tell something; None where unknown."""
     return [float(f"{value:.6g}") if there else None for value, there in zip(values, known, strict=True)]
-
-
-def _at_places(evidence: Any, places: Places, chosen: NDArray[np.int64]) -> tuple[list[Any], list[Any]]:
-    """The label at one place of each sample: the first that is listed, else the most suspect one."""
-    width = len(evidence["margin"]) // places.num_samples
-    flat = chosen[:, None] * width + np.arange(width)
-    margin = np.where(evidence["visits"][flat] > 0, evidence["margin"][flat], -np.inf)
-    at = margin.argmax(axis=1)
-    listed, first = np.unique(places.indices, return_index=True)
-    if len(listed):
-        found = np.searchsorted(listed, chosen).clip(0, len(listed) - 1)
-        at = np.where(listed[found] == chosen, places.places[first[found]], at)
-    flat_at = chosen * width + at
-    known, given = evidence["visits"][flat_at] > 0, evidence["given"][flat_at]
-    texts = [f"{label} at {place}" if there else None for label, place, there in zip(given, at, known, strict=True)]
-    predicted = zip(texts, given.tolist(), _predicted(evidence, flat_at).tolist(), strict=True)
-    return texts, [text if text is None or label == other else str(other) for text, label, other in predicted]
 
 
 def make_frame(columns: Mapping[str, Column], library: str | None = None) -> Any:
@@ -155,19 +151,9 @@ def make_frame(columns: Mapping[str, Column], library: str | None = None) -> Any
     if not there:
         raise ImportError(f"to_frame() needs {' or '.join(wanted)}, which is not installed: pip install {wanted[0]}.")
     chosen = next((name for name in there if name in sys.modules), there[0])
-    return _pandas(columns) if chosen == "pandas" else _polars(columns)
-
-
-def _pandas(columns: Mapping[str, Column]) -> Any:
-    import pandas  # type: ignore[import-untyped,unused-ignore]
-
+    frames: Any = importlib.import_module(chosen)
+    if chosen == "polars":
+        return frames.DataFrame({name: frames.Series(name, values) for name, values in columns.items()})
     # A list of whole numbers with gaps would become floats.
-    return pandas.DataFrame(
-        {name: pandas.array(values) if isinstance(values, list) else values for name, values in columns.items()}
-    )
-
-
-def _polars(columns: Mapping[str, Column]) -> Any:
-    import polars  # type: ignore[import-not-found,unused-ignore]
-
-    return polars.DataFrame({name: polars.Series(name, values) for name, values in columns.items()})
+    wide = {name: frames.array(values) if isinstance(values, list) else values for name, values in columns.items()}
+    return frames.DataFrame(wide)

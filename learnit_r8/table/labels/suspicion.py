@@ -221,14 +221,6 @@ class Suspicion(NamedTuple):
         spare(flagged, mean_loss, group)
         return flagged
 
-    def are_being_learnt(self, last: NDArray[np.float32]) -> bool:
-        """Whether most of some suspects are no longer worse than untrained, given their last losses, float32[K].
-
-        This is so for rare classes, which a model learns later than others, and for wrong labels once it has memorised
-        them.
-        """
-        return bool(len(last)) and float((last < self.untrained_loss).mean()) > 0.5
-
 
 def spare(flagged: NDArray[np.bool_], mean_loss: NDArray[np.float32], group: NDArray[Any] | None) -> None:
     """Clear the flags of the samples with the lowest losses in groups that have too many; without groups, of none."""

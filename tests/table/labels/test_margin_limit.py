@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from learnit_r8.table.label_noise import MarginLimit
 from learnit_r8.table.labels.evidence import EVIDENCE
-from learnit_r8.table.labels.margin_limit import MarginLimit
 from tests.table.labels.test_mirror import margins_of
 
 RECORDS = np.dtype([("group", "<u2")])

@@ -1,4 +1,4 @@
-"""epoch_stream: train a torch model as a stream of one event an epoch, shuffled or by R8Scheduler."""
+"""Sources: training as a stream, of one event an epoch for a torch model, or of one event a step for any framework."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..scheduler import R8Scheduler
-    from ..sources.ticket import Ticket
+    from ..sources.ticket import Outcome, Ticket
+    from ..table.labels.predictions import Predictions
 
 CHUNK_BYTES = 8_000_000
 """Shuffled rows are gathered for several batches at once, up to this size: one gather costs as much as ten views."""
@@ -279,15 +280,6 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     return closure is not None and closure.default is closure.empty
 
 
-def check_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """``optimizer``; TypeError unless it is one of torch's."""
-    import torch
-
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}.")
-    return optimizer
-
-
 class Epoch(NamedTuple):
     """An epoch that was trained.
 
@@ -317,20 +309,16 @@ class DrawnEpochs:
     """
 
     def __init__(self, scheduler: R8Scheduler, task: Task) -> None:
-        self._r8, self._task, self._prefetch = scheduler, task, Prefetch.of(scheduler)
-        self._sample_losses = sample_losses(task.loss_fn)
-        self._unreduced = sample_losses(task.loss_fn, keeps_weights=True)
-        self._needs_closure = needs_closure(task.optimizer)
-        self._rates = GroupRates(task.optimizer)
-        self._adopt()
-
-    def _adopt(self) -> None:
-        """Let the scheduler keep model, optimizer and random generators: backups in RAM, and checkpoints."""
         from ..sources.random_generators import random_state, set_random_state
         from ..state.callbacks import Callbacks, Generators
         from ..torch.state import ModelState, copies_of
 
-        task, rates = self._task, self._rates
+        self._r8, self._task, self._prefetch = scheduler, task, Prefetch.of(scheduler)
+        self._sample_losses = sample_losses(task.loss_fn)
+        self._unreduced = sample_losses(task.loss_fn, keeps_weights=True)
+        self._needs_closure = needs_closure(task.optimizer)
+        self._rates = rates = GroupRates(task.optimizer)
+        # The scheduler keeps model, optimizer and random generators: in backups in RAM, and in checkpoints.
         state = ModelState(task.model, task.optimizer)
 
         def load(source: Any, *, from_ram: bool = False, is_resume: bool = False) -> Any:
@@ -339,32 +327,24 @@ class DrawnEpochs:
             return beside
 
         callbacks = Callbacks(state.save, load, state.read, generators=Generators(random_state, set_random_state))
-        self._r8.host.adopt(callbacks, **copies_of(task.model))
+        scheduler.host.adopt(callbacks, **copies_of(task.model))
 
     def train(self) -> Iterator[Epoch]:
         """Train an epoch for each that is asked for, to the end of the budget."""
         r8 = self._r8
-        try:
+        with contextlib.closing(self._prefetch.tickets(running(DrawnEpochs.train))) as tickets:
             while True:
-                # Anew for each: while nobody asks for one, the scheduler may have been used in another loop.
-                r8.requests.stay_within(running(DrawnEpochs.train))
                 epoch, samples, mean = r8.current_epoch, 0, MeanLoss(self._task.loss_fn)
                 self._task.model.train()
-                while r8.current_epoch == epoch and (ticket := self._prefetch.draw_now()) is not None:
+                while r8.current_epoch == epoch and (ticket := next(tickets, None)) is not None:
                     samples += len(ticket.indices)
-                    try:
-                        loss = self._train_batch(ticket)
-                    except BaseException:
-                        self._prefetch.hand_back()
-                        raise
+                    loss = self._train_batch(ticket)
                     if loss is not None:
                         mean.add(loss, len(ticket.indices))
                 if not samples:
                     return
                 r8.host.leave_epoch()
                 yield Epoch(epoch + 1, mean.value(), samples)
-        finally:
-            r8.requests.leave()
 
     def _train_batch(self, ticket: Ticket) -> torch.Tensor | None:
         """The mean loss, or None if the scheduler refused the batch or put the model back."""
@@ -480,20 +460,6 @@ def per_row(losses: Any, count: int) -> Any:
     return losses if losses.ndim == 1 else losses.flatten(1).mean(1)
 
 
-def check_scheduled(scheduler: Any, task: Task, *, batch_size: int | None, shuffle: bool, generator: Any) -> None:
-    """Raise TypeError or ValueError unless the scheduler and the other arguments of an epoch stream agree."""
-    check_scheduler("scheduler", scheduler)
-    count, table = len(task.data[0]), scheduler.table
-    if table.num_samples != count:
-        raise ValueError(f"data must have the scheduler's {table.num_samples} samples, got {count}.")
-    if batch_size is not None and batch_size != table.batch_size:
-        raise ValueError(f"batch_size must be the scheduler's {table.batch_size} or left out, got {batch_size!r}.")
-    if not shuffle or generator is not None:
-        raise ValueError(
-            f"shuffle and generator must be left out where a scheduler draws, got {shuffle!r} and {generator!r}."
-        )
-
-
 RESERVED = ("step", "train_loss", "train_time_sec", "model")
 """Keys of every event of an epoch."""
 
@@ -538,19 +504,32 @@ def epoch_stream(
         TypeError: an argument of the wrong kind.
         FloatingPointError: later, when the next event is asked for: weights are no longer finite.
     """
+    import torch
+
     check_data(data, loss_fn, last_label=last_label)
-    task = Task(data, check_model(model), check_optimizer(optimizer), loss_fn, last_label)
+    check_model(model)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {optimizer!r}.")
+    task = Task(data, model, optimizer, loss_fn, last_label)
     if extra is not None and not isinstance(extra, Mapping):
         raise TypeError(f"extra must be a dictionary or None, got {extra!r}.")
     more = dict(extra or {})
     if taken := sorted(key for key in more if key in RESERVED):
         raise ValueError(f"extra must not have the reserved keys {list(RESERVED)}, got {taken}.")
     if scheduler is not None:
-        check_scheduled(scheduler, task, batch_size=batch_size, shuffle=shuffle, generator=generator)
+        check_scheduler("scheduler", scheduler)
+        count, table = len(data[0]), scheduler.table
+        if table.num_samples != count:
+            raise ValueError(f"data must have the scheduler's {table.num_samples} samples, got {count}.")
+        if batch_size is not None and batch_size != table.batch_size:
+            raise ValueError(f"batch_size must be the scheduler's {table.batch_size} or left out, got {batch_size!r}.")
+        if not shuffle or generator is not None:
+            got = f"{shuffle!r} and {generator!r}"
+            raise ValueError(f"shuffle and generator must be left out where a scheduler draws, got {got}.")
         drawn = DrawnEpochs(scheduler, task)
-        return _events(drawn.train(), scheduler.current_epoch, task.model, more)
+        return _epoch_events(drawn.train(), scheduler.current_epoch, task.model, more)
     size = whole_number("batch_size", 1 if batch_size is None else batch_size, least=1)
-    return _events(_train_shuffled(task, size, shuffle, generator), 0, task.model, more)
+    return _epoch_events(_train_shuffled(task, size, shuffle, generator), 0, task.model, more)
 
 
 def _train_shuffled(task: Task, size: int, shuffle: bool, generator: torch.Generator | None) -> Iterator[Epoch]:
@@ -575,14 +554,128 @@ def _train_shuffled(task: Task, size: int, shuffle: bool, generator: torch.Gener
         yield Epoch(step, loss, count)
 
 
-def _events(epochs: Iterator[Epoch], done: int, model: torch.nn.Module, extra: Mapping[str, Any]) -> Iterator[Event]:
+def _epoch_events(
+    epochs: Iterator[Epoch], done: int, model: torch.nn.Module, extra: Mapping[str, Any]
+) -> Iterator[Event]:
     """The events of a stream, of which so many epochs were done before."""
     origin = began = time.monotonic()
-    last = (done, 0, 0.0)
+    last = Elapsed(done)
     for step, loss, samples in epochs:
         ended = time.monotonic()
         event = Event({"step": step, "train_loss": loss, "train_time_sec": ended - began, "model": model, **extra})
-        now = (step, last[1] + samples, ended - origin)
-        event.elapsed, last = Elapsed(*now, *last), now
+        event.elapsed = last = last.then(step, last.samples + samples, ended - origin)
         yield event
         began = time.monotonic()
+
+
+NOTHING_HANDED_OVER = (
+    "step_stream() does not know what train_step trains: it can restore the model only if R8Scheduler has a "
+    "state_callback and a load_callback, or step_stream() a state=, such as (model, optimizer)."
+)
+
+NO_STATE: Any = object()
+"""Stands for no ``state``, as None may be one."""
+
+
+def step_stream(
+    r8: R8Scheduler, train_step: Callable[..., Any], *, state: Any = NO_STATE, part_size: int | None = None
+) -> Iterator[Event]:
+    """Draw, train, report: a batch for every event that is asked for, to the end of the scheduler's budget.
+
+    An event has "step" (steps finished, from 1), "epoch" (0-based), "loss" (mean of the batch), "lr", "batch_size",
+    "samples" (trained on in this stream) and "refused". Steps of a search for a learning rate make no event.
+
+    Args:
+        r8: The scheduler.
+        train_step: ``(indices, lr)``, trains on these samples and returns the loss as `R8Scheduler.report` takes it;
+            ``(indices, lr, weights)`` under a policy that weights. With ``state`` that comes first, and a pair of the
+            new state and the loss is returned. What `predictions_of` returned may follow the losses of samples, so
+            that `SampleTable.suspects` judges labels.
+        state: What training changes, for backups, checkpoints and restores: a pytree, which a refused loss replaces
+            with an older one in the next call; or objects with ``load_state_dict``, such as ``(model, optimizer)``,
+            which are restored in place. Events then have it as "state". Without it, the scheduler needs a
+            ``state_callback`` and a ``load_callback`` to restore anything.
+        part_size: As in `R8Scheduler.report`, for losses of parts (gradient accumulation).
+
+    Raises:
+        TypeError: ``train_step`` is not callable, ``r8`` is not a scheduler, or there is no model in ``state``; later,
+            ``train_step`` does not return a pair where there is a state.
+
+    >>> from learnit_r8 import R8Scheduler
+    >>> r8 = R8Scheduler(100, batch_size=50, num_epochs=1)
+    >>> [(event["step"], event["loss"]) for event in step_stream(r8, lambda indices, lr: 1.0)]
+    [(1, 1.0), (2, 1.0)]
+    """
+    if not callable(train_step):
+        raise TypeError(f"train_step must be callable, got {train_step!r}.")
+    check_scheduler("r8", r8)
+    return _step_events(r8, _Stepper(r8, train_step, part_size, state))
+
+
+class _Stepper:
+    """Trains on a batch and reports its loss.
+
+    Attributes:
+        state: The user's state; `NO_STATE` if it stays with the user.
+        has_state: Whether it does not; the scheduler then keeps it.
+    """
+
+    def __init__(self, r8: R8Scheduler, train_step: Callable[..., Any], part_size: int | None, state: Any) -> None:
+        from ..bridge.driven_state import DrivenState
+
+        self.state = state
+        self._r8, self._train_step, self._part_size = r8, train_step, part_size
+        self._prefetch = Prefetch.of(r8)
+        self._driven = DrivenState(self)
+        self.has_state = state is not NO_STATE
+        if not self.has_state:
+            return
+        if not self._driven.has_model:
+            raise TypeError(
+                f"state must hold what training changes (arrays, or a model with a state_dict), got {state!r}."
+            )
+        r8.host.adopt(self._driven.callbacks())
+
+    def step(self, ticket: Ticket) -> tuple[float, Outcome]:
+        """The mean loss of a batch, and what the scheduler says of it."""
+        from ..table.labels.predictions import Predictions
+        from ..table.losses import read_loss
+
+        weights = self._prefetch.weights_of(ticket)
+        arguments = (ticket.indices, ticket.lr, *(() if weights is None else (weights,)))
+        result = self._train_step(self.state, *arguments) if self.has_state else self._train_step(*arguments)
+        predictions = None
+        if isinstance(result, tuple) and len(result) > 1 and isinstance(result[-1], Predictions):
+            result, predictions = result[0] if len(result) == 2 else result[:-1], result[-1]
+        if not self.has_state:
+            reading = read_loss(result, len(ticket.indices), self._part_size)
+            return reading.mean, self._report(reading.means, predictions)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"train_step must return (state, loss) where step_stream() has a state, got {result!r}.")
+        reading = read_loss(result[1], len(ticket.indices), self._part_size)
+        report = functools.partial(self._report, predictions=predictions)
+        return reading.mean, self._driven.judge(self._r8, result[0], reading.means, report)
+
+    def _report(self, means: Any, predictions: Predictions | None) -> Outcome:
+        outcome = self._prefetch.report(means, part_size=self._part_size, predictions=predictions)
+        if not (outcome or self.has_state or outcome.rolled_back_to is not None):
+            self._r8.host.say_once("state of step_stream", NOTHING_HANDED_OVER)
+        return outcome
+
+
+def _step_events(r8: R8Scheduler, stepper: _Stepper) -> Iterator[Event]:
+    origin = time.monotonic()
+    last = Elapsed(r8.global_step)
+    with contextlib.closing(Prefetch.of(r8).tickets(running(_step_events))) as tickets:
+        for ticket in tickets:
+            loss, outcome = stepper.step(ticket)
+            if ticket.epoch < 0:
+                continue
+            size = len(ticket.indices)
+            last = last.then(r8.global_step, last.samples + size, time.monotonic() - origin)
+            event = Event(
+                step=last.steps, epoch=ticket.epoch, loss=loss, lr=ticket.lr, batch_size=size, samples=last.samples,
+                refused=not outcome, **({"state": stepper.state} if stepper.has_state else {}),
+            )  # fmt: skip
+            event.elapsed = last
+            yield event
