@@ -53,6 +53,12 @@ MUTANTS = [Mutant(*each) for each in (
     # recovery/
     ("recovery/recovery.py", "            self.state.watch_steps()\n            is_again", "            is_again",
      "torch/own/test_bad_batches.py -k come_again", "each gradient of NaN behind a finite loss costs a restore"),
+    ("recovery/persistence.py", "before, least=BEYOND)", "before, least=FAR_GROWN)",
+     "recovery/test_model.py -k stray_write", "a row that was trained at a high rate is put back"),
+    ("recovery/model.py", "whole[is_high] = before[is_high]", "whole[...] = before",
+     "torch/own/test_healing.py -k no_loss_shows", "a stray write undoes what the other weights have learned"),
+    ("recovery/model.py", "count(stray.key) < MOST_SINGLES", "count(stray.key) < 9",
+     "torch/own/test_healing.py -k again_and_again", "a weight that somebody sets is put back for ever"),
     ("torch/stepper.py", "            each.grad = gradient\n", "            pass\n",
      "torch/own/test_bad_batches.py -k kept_from", "a loop that reads its gradients after a step finds none"),
     ("keras/own_batches.py", "if self._has_ruined():", "if False:",

@@ -1,5 +1,6 @@
 """What an experiment may do to the model, through the callbacks of a run."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -175,3 +176,36 @@ def test_one_weight_that_has_outgrown_all_others():
     assert live.jump.startswith("a stray write or a fault of the memory: 'model.w' reaches 1e+03 (in 1 of 999 numbers)")
     model.parts = {"model": {"w": weights, "bias": np.full(2, 0.6)}}
     assert live.find_jump() is None
+
+
+@pytest.mark.parametrize(
+    ("key", "shape", "changes", "is_stray"),
+    [
+        ("model.w", (8, 16), {3: 1e3}, True),
+        ("state.params.w", (8, 16), {3: -1e3}, True),
+        ("model.w", (8, 16), {3: 1e3, 4: 5.0}, False),
+        ("model.w", (8, 16), {3: 50.0}, False),
+        ("model.w", (128,), {3: 1e3}, False),
+        ("model.w", (1, 128), {3: 1e3}, False),
+        ("model.w", (4, 4), {3: 1e3}, False),
+        ("optimizer.w", (8, 16), {3: 1e3}, False),
+        ("state.opt_state.params.w", (8, 16), {3: 1e3}, False),
+    ],
+)
+def test_what_is_taken_for_a_stray_write(key, shape, changes, is_stray):
+    """One number of a matrix of weights alone, far beyond all; not what an update or a single row may do."""
+    timer = make(state_callback=Weights().get).host.persistence.backup_timer
+    weights = np.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
+    first, *path = reversed(key.split("."))
+
+    def state(array):
+        nest = {first: array, "other": np.ones(2)}
+        for name in path:
+            nest = {name: nest}
+        return nest
+
+    assert timer.stray_in(state(weights)) == ""
+    changed = weights.copy()
+    for place, value in changes.items():
+        changed.flat[place] = value
+    assert timer.stray_in(state(changed)) == (key if is_stray else "")
