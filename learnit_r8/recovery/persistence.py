@@ -271,7 +271,7 @@ class BackupTimer:
         is_alone = found is not None and found.num == 1 and found.peak > FAR_GROWN * highest
         # Of several processes another one may have no such weight.
         is_alone = is_alone and self._agreement.ranks is None
-        if found is None or not is_alone or found.size < LEAST_SIZE or min(weights[found.key].shape) == 1:
+        if found is None or not is_alone or found.size < LEAST_SIZE or max(weights[found.key].shape) == found.size:
             self.peaks = peaks
             return ""
         self.stray = found
