@@ -76,6 +76,16 @@ def parameters_of(losses: Iterable[torch.Tensor]) -> list[torch.nn.Parameter]:
     return found
 
 
+DRAWN, OWN_BATCHES = "the scheduler draws the batches", "the batches are your own"
+
+
+def _refuse(where: str, **given: Any) -> None:
+    """Raise ValueError if an argument is given that is for batches of the other kind."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out where {where}, got {value!r:.60}.")
+
+
 class Adapter:
     """A model's training under a scheduler; `attach` makes it.
 
@@ -188,10 +198,7 @@ class Adapter:
                 was resumed, and batches are skipped besides.
         """
         if self._feed is None:
-            given = {"loader": loader, "size": size, "tokens": tokens, "ids": ids, "skip": skip}
-            for name, value in given.items():
-                if value is not None:
-                    raise ValueError(f"{name} must be left out where the scheduler draws the batches, got {value!r}.")
+            _refuse(DRAWN, loader=loader, size=size, tokens=tokens, ids=ids, skip=skip)
             return self.loader()
         loader = self._source if loader is None else loader
         self._losses.is_other = self._source is not None and loader is not self._source
@@ -340,7 +347,7 @@ class Adapter:
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
-            self._check_own(ticket=ticket)
+            _refuse(OWN_BATCHES, ticket=ticket)
             count = self._losses.num_rows
             is_known = count > 0
             if not is_known and isinstance(losses, torch.Tensor) and losses.ndim:
@@ -438,9 +445,9 @@ class Adapter:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
         if self._feed is not None:
             if ticket is not None or predictions is not None:
-                self._check_own(ticket=ticket, predictions=predictions)
+                _refuse(OWN_BATCHES, ticket=ticket, predictions=predictions)
         elif ids is not None:
-            raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
+            _refuse(DRAWN, ids=ids)
         elif len(losses) > 1:
             raise TypeError(
                 f"report() takes the losses of one batch that the scheduler has drawn, got {len(losses)}; add them up."
@@ -469,12 +476,6 @@ class Adapter:
         part_size = 1 if read.is_exact else None
         self._losses.record(found, values, count=count, part_size=part_size, num_classes=num_classes)
         return self._losses.tell()
-
-    def _check_own(self, **given: Any) -> None:
-        """Raise ValueError if an argument is given that is for batches that the scheduler draws."""
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"{name} must be left out where the batches are your own, got {value!r:.60}.")
 
     def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report the losses, do ``backward()``, clip, and let the optimizer take its step unless they are refused.

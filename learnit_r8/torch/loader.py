@@ -111,7 +111,7 @@ class SampleReader(Dataset[Any]):
     """Reads the samples of a data set, for the batches of `R8BatchSampler`; its errors name the sample.
 
     Workers read each batch with random numbers of its own, so that augmentation is the same for any number of them, and
-    after a resume. So does this process where batches are fetched ahead, and `BatchCollate` puts its generators back.
+    after a resume. So does this process where batches are fetched ahead, and `collate_ahead` puts its generators back.
 
     Args:
         dataset: Any with a length and an index.
@@ -181,36 +181,36 @@ def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tens
     return list(map(itemgetter(rows), tensors))
 
 
-class BatchCollate:
-    """Collates the items of a batch that is fetched before the one in hand is trained on.
+def collate_ahead(collate: Callable[[Any], Any], reader: SampleReader, items: Any) -> Any:
+    """Collate the items of a batch that is fetched before the one in hand is trained on.
 
     What it draws then would come between the model's random numbers, and a resumed run fetches it anew; so the
     generators are put back.
 
     Args:
         collate: Collates the items.
-        reader: Reads them.
+        reader: Has read them.
+        items: They.
     """
+    try:
+        return collate(items)
+    finally:
+        states, reader.states = reader.states, None
+        # A worker's own go on.
+        if states is not None:
+            set_random_state(states)
 
-    def __init__(self, collate: Callable[[Any], Any], reader: SampleReader) -> None:
-        self._collate, self._reader = collate, reader
 
-    def __call__(self, items: Any) -> Any:
-        """The batch."""
-        try:
-            return self._collate(items)
-        finally:
-            states, self._reader.states = self._reader.states, None
-            # A worker's own go on.
-            if states is not None:
-                set_random_state(states)
+def refuse_decided(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a setting of a loader is one that the scheduler decides."""
+    decided = sorted(set(DECIDED) & set(settings))
+    if decided:
+        raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
 
 
 def make_loader(dataset: Any, sampler: Any, *, settings: Mapping[str, Any], is_ahead: bool = False) -> TimedLoader:
     """See `Adapter.loader`."""
-    decided = sorted(set(DECIDED) & set(settings))
-    if decided:
-        raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
+    refuse_decided(settings)
     whole_number("num_workers", settings.get("num_workers", 0), least=0)
     collate, fetch_many = settings.get("collate_fn"), None
     is_table = type(dataset) is TensorDataset and all(each.layout is torch.strided for each in dataset.tensors)
@@ -219,7 +219,7 @@ def make_loader(dataset: Any, sampler: Any, *, settings: Mapping[str, Any], is_a
         collate, fetch_many = list, functools.partial(_take_rows, dataset.tensors)
     reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead)
     if is_ahead:
-        collate = BatchCollate(collate or default_collate, reader)
+        collate = functools.partial(collate_ahead, collate or default_collate, reader)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
         settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
