@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..events.incident import HEALTHY
+from ..events.incident import HEALTHY, describe_error
 from ..recovery.cause import BACKWARD, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
 from .batch_rows import far_off, halve, not_finite, num_rows, rows_of, some_rows
 
@@ -252,11 +252,6 @@ def threshold_of(refusal: Refusal) -> float:
     if not math.isfinite(loss):
         return usual + BEYOND * (abs(usual) + LEAST)
     return math.sqrt(loss * usual) if usual > 0 else (loss + usual) / 2
-
-
-def describe_error(error: Exception) -> str:
-    """The first line of an error."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def describe_few(names: str, count: int) -> str:

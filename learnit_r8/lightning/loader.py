@@ -15,7 +15,6 @@ from ..torch.adapter import Adapter
 from ..torch.attachment import attach
 from ..torch.loader import check_dataset, refuse_decided
 from ..torch.readback import num_processes
-from ..torch.state import as_arrays
 
 if TYPE_CHECKING:
     from ..engine.settings import CommonSettings, Unpack
@@ -164,5 +163,5 @@ class R8Loader:
         Raises:
             ValueError: it is of another data set or batch size. Nothing was changed.
         """
-        self._attached.load_scheduler(as_arrays(state["scheduler"]))
+        self._attached.lr_scheduler.load_state_dict(state["scheduler"])
         self._random = self._attached.state.own_generators(state["random"])

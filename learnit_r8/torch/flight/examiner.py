@@ -17,7 +17,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ...bridge.batch_rows import not_finite
-from ...bridge.place_search import describe_error
+from ...events.incident import describe_error
 from ...recovery.cause import NOTHING, UNKNOWN, Finding, Refusal
 from ...sources.random_generators import set_random_state, state_of
 from ...state.tree import copy_to_host

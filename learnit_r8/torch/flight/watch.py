@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...bridge.place_search import describe_error
+from ...events.incident import describe_error
 from ...recovery.cause import BACKWARD, FORWARD, LOSS, SCALE, UNKNOWN, Finding
 from ...state.tree import leaves
 
