@@ -341,9 +341,6 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
     [True, True]
     """
 
-    finds_its_place = True
-    """Whether a resumed run needs no batches skipped."""
-
     def __init__(
         self,
         r8: R8Scheduler,
@@ -606,7 +603,7 @@ def _check(loader: Any) -> None:
             "handed out, got False; leave it out."
         )
     sampler = loader._index_sampler
-    if getattr(sampler, "skip_batches", 0) and getattr(sampler.batch_sampler, "finds_its_place", False):
+    if getattr(sampler, "skip_batches", 0) and isinstance(sampler.batch_sampler, R8BatchSampler):
         raise ValueError(
             "skip_first_batches() must be left out where R8Scheduler draws the batches, as the loader goes on where it "
             f"was by itself, got {sampler.skip_batches} batches to skip; iterate over the loader as it is."
