@@ -157,21 +157,14 @@ class Adapter:
     @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
-        if self._feed is not None or self.finished:
-            # Of a finished run it says so, and yields nothing.
-            yield from self.scheduler.epoch_iterator()
-            return
         self._batches.counts_epochs = True
-        while not self.finished:
-            yield self.scheduler.current_epoch
+        for epoch in self.scheduler.epoch_iterator():
+            yield epoch
             self._stepper.check_first_epoch(self.scheduler)
-            if self.num_ranks == 1 and self.scheduler.requests.is_pending:
-                # Else the loop would begin another epoch, which has no batch, after stop().
+            if self._feed is None:
                 self.flush()
-                self._losses.between_steps()
-        if self.scheduler.pace.is_finished:
-            self.scheduler.host.look_again(self.scheduler.global_step)
-            self._losses.between_steps()
+                # However few batches there were, the optimizer has taken its step.
+                self.scheduler.host.backup.end_update()
 
     @loop_method
     def batches(
