@@ -377,7 +377,7 @@ class R8Scheduler:
                 yield self.current_epoch
                 if (self.pace.num_draws, self.pace.turns) == before and not self.pace.is_over:
                     raise RuntimeError(
-                        f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator() or loader()."
+                        f"epoch {self.current_epoch} ended with no batch drawn; loop over batch_iterator() or loader()."
                     )
         finally:
             self._looping = None
