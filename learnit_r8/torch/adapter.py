@@ -122,7 +122,7 @@ class Adapter:
         self._second_run = again if again is not None and again.is_possible else None
         self._source, self._own, self._targets = source, training.own, training.state.targets
         self._num_looks = 0
-        self._has_loader = self._is_mean_noted = False
+        self._is_mean_noted = False
         self._feed = feed = scheduler.feed
         if feed is None:
             self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
@@ -157,7 +157,6 @@ class Adapter:
     @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
-        self._batches.counts_epochs = True
         for epoch in self.scheduler.epoch_iterator():
             yield epoch
             self._stepper.check_first_epoch(self.scheduler)
@@ -226,9 +225,9 @@ class Adapter:
             )
         loader = make_loader(self._source, self.sampler, settings=settings, is_ahead=self._ahead > 0)
         loader.hold_in(self._hand)
-        if not self._has_loader:
-            say_at_exit(self)
-        self._has_loader = True
+        if self.scheduler.pace.loop_of_epoch is None:
+            self.scheduler.pace.loop_of_epoch = "adapter.loader()", "adapter.epochs()"
+            say_at_exit(self.scheduler)
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
         return loader
@@ -732,30 +731,12 @@ class Adapter:
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
         self.scheduler.close()
-        self._warn_of_one_epoch()
-
-    def _warn_at_exit(self, error: BaseException | None) -> None:
-        if error is None:
-            self._warn_of_one_epoch()
-
-    def _warn_of_one_epoch(self) -> None:
-        """Say so if the loop was over the loader alone, which ends with the epoch."""
-        r8 = self.scheduler
-        if not self._has_loader or self._batches.counts_epochs or r8.is_over or r8.pace.place != r8.steps_per_epoch:
-            return
-        r8.host.say_once(
-            "one epoch",
-            f"the run was closed at step {r8.global_step} of {r8.total_steps or '?'}: adapter.loader() ends with "
-            "the epoch. To train all epochs, loop over it within: for epoch in adapter.epochs().",
-        )
 
     def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.scheduler.__exit__(*error)
-        if not any(error):
-            self._warn_of_one_epoch()
 
     # In place of a loader.
 

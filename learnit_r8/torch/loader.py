@@ -208,7 +208,8 @@ def make_loader(dataset: Any, sampler: Any, *, settings: Mapping[str, Any], is_a
     """See `Adapter.loader`."""
     refuse_decided(settings)
     whole_number("num_workers", settings.get("num_workers", 0), least=0)
-    collate, fetch_many, pass_on = settings.get("collate_fn"), None, as_made
+    collate, fetch_many = settings.get("collate_fn"), None
+    pass_on: Callable[[Any], Any] = as_made
     is_table = type(dataset) is TensorDataset and all(each.layout is torch.strided for each in dataset.tensors)
     if collate is None and is_table:
         # What is read is the batch already.
@@ -479,7 +480,7 @@ class SamplerIterator:
         self.epoch, self.length = r8.current_epoch, num_left(r8)
         self.end = (self.epoch + 1) * r8.steps_per_epoch
         # A budget of time may run out between a look of the loop over epochs, which ends then, and here.
-        if r8.is_over and not (r8.pace.is_stopped or batches.counts_epochs):
+        if r8.is_over and not (r8.pace.is_stopped or r8.pace.counts_epochs):
             r8.host.say_once(
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",

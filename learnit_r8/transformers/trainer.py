@@ -197,7 +197,7 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses of the batch, and end the training if the budget is spent."""
         self._trainer._r8_report()
-        adapter = self._trainer.r8
+        adapter = self._trainer._r8_current()
         if control.should_save or control.should_evaluate:
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
@@ -207,24 +207,24 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Report the losses on their way before evaluation and checkpoints."""
-        self._trainer.r8.flush()
+        self._trainer._r8_current().flush()
         if self._batches is not None:
             self._batches.end_pass()
         else:
-            self._trainer.r8.scheduler.host.leave_epoch()
+            self._trainer._r8_current().scheduler.host.leave_epoch()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Tell the scheduler's listeners the metrics of an evaluation."""
         found = {name: value for name, value in (logs or {}).items() if name.startswith("eval_")}
         numbers: dict[str, Any] = {name: value for name, value in found.items() if isinstance(value, (int, float))}
         if numbers:
-            self._trainer.r8.scheduler.log(**numbers)
+            self._trainer._r8_current().scheduler.log(**numbers)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Finish the run."""
         if self._batches is not None:
             self._batches.end_run()
-        self._trainer.r8.close()
+        self._trainer._r8_current().close()
 
 
 DECIDED = ("batch_size", "accumulate", "max_grad_norm", "ahead")
@@ -332,6 +332,9 @@ class R8Mixin:
         Raises:
             RuntimeError: the training has not begun.
         """
+        return self._r8_current()
+
+    def _r8_current(self) -> Adapter:
         if self._r8_adapter is None:
             if self._r8_draws and self.is_in_train:
                 raise RuntimeError(OTHER_LOADER.format(type(self).__name__))
@@ -429,9 +432,9 @@ class R8Mixin:
         if not self._r8_draws:
             self._r8_watch(num_training_steps)
         if own is not None:
-            save_along(own, self.r8, self._r8_resumes)
+            save_along(own, self._r8_current(), self._r8_resumes)
             return own
-        self.lr_scheduler = self.r8.lr_scheduler
+        self.lr_scheduler = self._r8_current().lr_scheduler
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -508,7 +511,7 @@ class R8Mixin:
         is_in_step = self._r8_is_judged is not None
         if is_in_step:
             self._r8_is_judged = True
-        given, adapter, batches = dict(inputs), self.r8, self._r8_batches
+        given, adapter, batches = dict(inputs), self._r8_current(), self._r8_batches
         # An epoch may end with fewer batches in a step.
         self._r8_own, self._r8_model = own, model
         self._r8_how = more, self.current_gradient_accumulation_steps
@@ -553,7 +556,7 @@ class R8Mixin:
 
     def _r8_report(self) -> bool:
         """Report what was noted of the batch, if it was not yet; returns whether it is to be learned from."""
-        adapter, batches = self.r8, self._r8_batches
+        adapter, batches = self._r8_current(), self._r8_batches
         if batches is None:
             return not adapter.has_noted or bool(adapter.report())
         noted, self._r8_noted = self._r8_noted, None
@@ -574,7 +577,7 @@ class R8Mixin:
 
     def _r8_note(self, model: Any, inputs: Mapping[str, Any], outputs: Any, loss: torch.Tensor) -> Any:
         """Note the losses of a batch; returns the loss to train on."""
-        adapter = self.r8
+        adapter = self._r8_current()
         ticket = adapter.in_hand
         with torch.set_grad_enabled(ticket.weights is not None):
             own = self.sample_losses(model, inputs, outputs)
@@ -602,7 +605,7 @@ class R8Mixin:
         documents = document_losses(own, inputs.get("position_ids"), count)
         if documents is None:
             text = NOT_OF_SAMPLES.format(len(own.losses), count)
-            self.r8.scheduler.host.say_once("not of samples", text, is_warning=False)
+            self._r8_current().scheduler.host.say_once("not of samples", text, is_warning=False)
         return documents
 
 
