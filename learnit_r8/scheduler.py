@@ -242,8 +242,7 @@ class R8Scheduler:
         self.run_dir = None if self._journal is None else self._journal.folder
         self._given_up: int | None = None
         self._looping: int | None = None
-        self._is_closed = self._counts_epochs = self._ended_epoch = self._has_finished = False
-        self._speaks_at_exit = False
+        self._is_closed = self._has_finished = self._speaks_at_exit = False
         if settings.given["resume"] is not None:
             run_state.resume_from(engine.run, settings.given["resume"])
 
@@ -356,7 +355,7 @@ class R8Scheduler:
         if self.feed is not None:
             yield from self.feed.epochs()
             return
-        self._counts_epochs = True
+        self.pace.counts_epochs = True
         here = threading.get_ident()
         if self._looping not in (None, here) and any(each.ident == self._looping for each in threading.enumerate()):
             raise RuntimeError(
@@ -377,7 +376,7 @@ class R8Scheduler:
                 yield self.current_epoch
                 if (self.pace.num_draws, self.pace.turns) == before and not self.pace.is_over:
                     raise RuntimeError(
-                        f"epoch {self.current_epoch} ended with no batch drawn; iterate over batch_iterator()."
+                        f"epoch {self.current_epoch} ended with no batch drawn; loop over batch_iterator() or loader()."
                     )
         finally:
             self._looping = None
@@ -419,7 +418,7 @@ class R8Scheduler:
                 self._given_up = left.step
                 host.give_up(left)
             if (pace.step + pace.left_out) // pace.steps_per_epoch != epoch and host.rates.search is None:
-                self._ended_epoch = True
+                pace.loop_of_epoch = "batch_iterator()", "r8.epoch_iterator()"
                 if pace.is_finished or self.requests.is_pending:
                     # Else what follows the epoch in the user's loop comes before a checkpoint of it.
                     self.host.between_steps()
@@ -1053,7 +1052,7 @@ class R8Scheduler:
         """Say so if the loop ended with an epoch, or with an error of what its first batch was taken for."""
         if error is None:
             self._warn_of_one_epoch()
-        elif self.pace.step:
+        elif self.pace.step or not self._speaks_at_exit:
             return
         elif self.feed is None and str(error).startswith("only integers, slices"):
             self.host.announcer.warn_once("unpacked", OF_PAIRS)
@@ -1062,12 +1061,12 @@ class R8Scheduler:
 
     def _warn_of_one_epoch(self) -> None:
         """Say so if the loop was over batches alone, which ends with the epoch; when the run is closed, or at exit."""
-        is_first = self._ended_epoch and self.pace.place <= self.pace.steps_per_epoch
-        if is_first and not (self._counts_epochs or self.pace.is_over):
+        pace, loop = self.pace, self.pace.loop_of_epoch
+        if loop and pace.place == pace.steps_per_epoch and not (pace.counts_epochs or pace.is_over):
             self.host.announcer.warn_once(
                 "one epoch",
-                f"the run was closed at step {self.pace.step} of {self.total_steps or '?'}: batch_iterator() ends with "
-                "the epoch. To train all epochs, loop over it within: for epoch in r8.epoch_iterator().",
+                f"the run was closed at step {pace.step} of {self.total_steps or '?'}: {loop[0]} ends with the epoch. "
+                f"To train all epochs, loop over it within: for epoch in {loop[1]}.",
             )
 
     def _close(self, *, is_whole: bool) -> None:

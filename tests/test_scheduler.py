@@ -169,7 +169,7 @@ def test_run_that_never_reports_ends():
 
 def test_epoch_without_a_batch_is_an_error():
     """An epoch loop that draws nothing would never end; it is a RuntimeError."""
-    with pytest.raises(RuntimeError, match=r"epoch 0 ended with no batch drawn; iterate over batch_iterator\(\)"):
+    with pytest.raises(RuntimeError, match=r"epoch 0 ended with no batch drawn; loop over batch_iterator\(\)"):
         list(make().epoch_iterator())
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HOST = (
     "member", "seed", "say_once", "rates", "controller", "join", "leave_epoch", "share", "adopt",
     "draw_ahead", "draw_epoch", "begin", "hand_back", "leave_out", "discard", "between_steps", "may_be_due",
-    "look_at_weights", "timed", "deciding_state", "backup", "look_again",
+    "look_at_weights", "timed", "deciding_state", "backup",
 )  # fmt: skip
 """Members of the engine that adapters rely on; see `Engine`. ``tests/bridge/test_host.py`` holds both to it."""
 

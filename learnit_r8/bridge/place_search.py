@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..events.incident import HEALTHY
+from ..events.incident import HEALTHY, describe_error
 from ..recovery.cause import BACKWARD, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
 from .batch_rows import far_off, halve, not_finite, num_rows, rows_of, some_rows
 
@@ -22,7 +22,7 @@ MAY_BE = "updates that were too large, or a damaged weight (neither was tested)"
 """What may be at fault where a batch is good with older weights, and bad with present ones that are finite."""
 
 FEW = 4
-"""Most elements of one array that count as damaged alone."""
+"""Weights that are not finite up to which they were damaged one by one, and not by an update."""
 
 BEYOND, LEAST = 100.0, 0.01
 """How far beyond the usual a finite loss is bad where that of the run was not finite, in units of the usual."""
@@ -98,8 +98,7 @@ class PlaceSearch:
             # A step of the user's own may need none, and layers may run within its step alone.
             is_alone = isinstance(error, (NotImplementedError, AttributeError))
             raises = "the model does not run by itself" if is_alone else "the model raises as R8 runs the batch again"
-            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            what, odd = f"{raises} ({what})", not_finite(self._batch)
+            what, odd = f"{raises} ({describe_error(error)})", not_finite(self._batch)
             found = Finding(UNKNOWN, what)
             if odd and not self._refusal.is_finite:
                 found = Finding(INPUT, "the batch is not finite", odd[0].rows, odd[0].about, rest=(what,))
@@ -222,8 +221,7 @@ class PlaceSearch:
     def _of_weights(self, bad: dict[str, int]) -> Finding:
         name, count = next(iter(bad.items()))
         if len(bad) == 1 and count <= FEW:
-            text = f"{count} of the weights `{name}` {'is' if count == 1 else 'are'} not finite, and all others are"
-            return Finding(WEIGHT, text, where=name)
+            return Finding(WEIGHT, describe_few(f"`{name}`", count), where=name)
         others = f" and in {len(bad) - 1} more arrays of weights" if len(bad) > 1 else ""
         return Finding(UNKNOWN, f"values in the weights `{name}`{others} are not finite")
 
@@ -254,6 +252,11 @@ def threshold_of(refusal: Refusal) -> float:
     if not math.isfinite(loss):
         return usual + BEYOND * (abs(usual) + LEAST)
     return math.sqrt(loss * usual) if usual > 0 else (loss + usual) / 2
+
+
+def describe_few(names: str, count: int) -> str:
+    """What is said of a few weights that were damaged one by one."""
+    return f"{count} of the weights {names} {'is' if count == 1 else 'are'} not finite, and all others are"
 
 
 def describe_halving(found: tuple[int, ...], runs: int) -> str:

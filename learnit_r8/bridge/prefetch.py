@@ -33,7 +33,6 @@ class Prefetch(Member):
         current: The batch in hand: that of the last `begin` or `draw_now`; None once it is reported or given up.
         reader: The iteration that draws; its ``in_hand()`` is the batch of the next loss. None before the first.
         trainer: Trains on them.
-        counts_epochs: Whether a loop over the adapter's ``epochs()`` asks for them, which ends with the budget.
     """
 
     def __init__(self, r8: R8Scheduler) -> None:
@@ -43,7 +42,6 @@ class Prefetch(Member):
         self.epoch: list[Ticket] = []
         self.current: Ticket | None = None
         self.reader: Any = None
-        self.counts_epochs = False
         self.trainer = Trainer(r8.host.between_steps)
         self._begun: deque[Ticket] = deque()
 

@@ -28,23 +28,6 @@ WINDOW = 2**16
 """Samples whose records go into one digest: a megabyte."""
 
 
-def check_same_run(facts: Mapping[str, Any], ranks: Channel) -> None:
-    """Raise unless every rank has built its scheduler with the same arguments, and stands at the same step.
-
-    Args:
-        facts: What must be the same, by name: plain values, arrays, and frozen parts of the scheduler.
-        ranks: The ranks.
-
-    Raises:
-        RanksDiffer: an argument differs; the message names it and the ranks.
-    """
-    texts = {name: _described(fact) for name, fact in facts.items()}
-    own = np.array([digest_of(text) for text in texts.values()])
-    everyone = ranks.gather(own)
-    for name, values in zip(texts, everyone.T.tolist(), strict=True):
-        check_same(name, values, f"{name} must be the same on all ranks, got {texts[name]} on rank {ranks.rank}")
-
-
 def check_same(name: str, values: Sequence[int], text: str) -> None:
     """Raise unless all ranks sent the same value.
 
@@ -291,11 +274,26 @@ class PartsOfRanks:
 
     Args:
         channel: The ranks; an attribute, too.
+        settings: Other facts that must be the same on all ranks, by name.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
+    def __init__(self, channel: Channel, settings: Mapping[str, Any] | None = None) -> None:
+        self.channel, self._settings = channel, settings or {}
         self._clock: SharedClock
+
+    def check_same_run(self, facts: Mapping[str, Any]) -> None:
+        """Raise unless every rank has built its scheduler with the same arguments, and stands at the same step.
+
+        Args:
+            facts: What must be the same, by name: plain values, arrays, and frozen parts of the scheduler.
+
+        Raises:
+            RanksDiffer: an argument differs; the message names it and the ranks.
+        """
+        texts = {name: _described(fact) for name, fact in {**facts, **self._settings}.items()}
+        ranks, own = self.channel, np.array([digest_of(text) for text in texts.values()])
+        for name, values in zip(texts, ranks.gather(own).T.tolist(), strict=True):
+            check_same(name, values, f"{name} must be the same on all ranks, got {texts[name]} on rank {ranks.rank}")
 
     def shared_clock(self, own: Callable[[], float]) -> SharedClock:
         """The clock of rank 0."""

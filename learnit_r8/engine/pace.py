@@ -88,6 +88,9 @@ class Pace:
         tokens: Tokens trained on, as far as they are known.
         epoch_follows: Whether a loop over epochs has given the number of one whose first batch was not asked for yet.
         is_counted: Whether something else counts the batches, too: a trainer that stops after so many.
+        counts_epochs: Whether a loop over epochs asks for them, which ends with the budget.
+        loop_of_epoch: The names of a loop that ends with an epoch, and of that over epochs which it belongs in; None as
+            long as there was none.
         longest_break: Longest time between a report and the next draw so far, in seconds; known for budgets in seconds.
     """
 
@@ -103,7 +106,8 @@ class Pace:
         # Steps and probes before the present epoch.
         self._before_epoch = 0, 0
         self.passes = self.tokens = 0
-        self.has_ended = self.is_counted = self.epoch_follows = False
+        self.has_ended = self.is_counted = self.epoch_follows = self.counts_epochs = False
+        self.loop_of_epoch: tuple[str, str] | None = None
         self.is_stopped = False
         self.ended_early: str | None = None
         self.clock = clock

@@ -272,3 +272,8 @@ def fold(incidents: Sequence[Incident], event: Event, epoch: int) -> tuple[Incid
         return (*known[:-1], known[-1].after(event))
     begun = begun_by(event, epoch)
     return known if begun is None else (*known, begun.after(event))[-MOST_INCIDENTS:]
+
+
+def describe_error(error: Exception) -> str:
+    """The first line of an error."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

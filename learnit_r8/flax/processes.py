@@ -6,7 +6,6 @@ themselves is the time, signals, files and failures: a small message a step tell
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from ..bridge.ranks import Channel, PartsOfRanks, check_same, check_same_run, digest_of
+from ..bridge.ranks import Channel, PartsOfRanks, check_same, digest_of
 from ..state.codec import decode, encode
 
 if TYPE_CHECKING:
@@ -80,10 +79,6 @@ class SharedProcesses(PartsOfRanks):
         if len(others):
             raise ValueError(NOT_FIRST.format(", ".join(map(str, others.tolist()))))
         r8.host.share(self)
-
-    def check_same_run(self, facts: Mapping[str, Any]) -> None:
-        """Raise RanksDiffer unless every process has built its scheduler with the same arguments."""
-        check_same_run(facts, self.channel)
 
     def meet(self, loss: Any) -> None:
         """Share the time and the requests, before a loss is reported.

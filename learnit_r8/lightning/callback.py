@@ -22,7 +22,6 @@ from ..table.labels.predictions import Predictions
 from ..torch.attachment import attach
 from ..torch.losses import check_labels, cross_entropies, read_losses
 from ..torch.predictions import predictions_of
-from ..torch.state import as_arrays
 from ..torch.trainer_step import LastForward, gradients_of, note_counts, uncounted
 from .loader import WEIGHTED, R8Loader
 
@@ -242,7 +241,7 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             settings["num_epochs"] = trainer.max_epochs
         adapter = self._attached = attach(pl_module, trainer.optimizers[0], None, **settings)
         if saved:
-            adapter.load_scheduler(as_arrays(saved["scheduler"]))
+            adapter.lr_scheduler.load_state_dict(saved["scheduler"])
         elif adapter.scheduler.global_step:
             adapter.scheduler.host.say_once("not resumed", NOT_RESUMED.format(adapter.scheduler.global_step))
         self._batches = adapter.scheduler.follow()

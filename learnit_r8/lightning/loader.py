@@ -10,12 +10,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from .._validation import whole_number
-from ..sources.random_generators import random_state, random_state_of, set_random_state
+from ..sources.random_generators import set_random_state
 from ..torch.adapter import Adapter
 from ..torch.attachment import attach
-from ..torch.loader import check_dataset
+from ..torch.loader import check_dataset, refuse_decided
 from ..torch.readback import num_processes
-from ..torch.state import as_arrays, as_tensors
 
 if TYPE_CHECKING:
     from ..engine.settings import CommonSettings, Unpack
@@ -68,9 +67,7 @@ class R8Loader:
     def __init__(self, dataset: Any, *, batch_size: int, **settings: Unpack[R8LoaderSettings]) -> None:
         check_dataset(dataset)
         given: dict[str, Any] = dict(settings)
-        decided = sorted({"shuffle", "sampler", "batch_sampler", "drop_last"} & set(given))
-        if decided:
-            raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {given[decided[0]]!r}.")
+        refuse_decided(given)
         self.dataset = dataset
         self.batch_size = whole_number("batch_size", batch_size, least=1)
         self.adapter: Adapter | None = None
@@ -158,11 +155,7 @@ class R8Loader:
         """The scheduler's state, and those of the random generators of all processes; to be called on all of them."""
         # The losses on their way first: one of them may put the generators back.
         state = self._attached.lr_scheduler.state_dict()
-        random = as_tensors(random_state())
-        of_ranks: list[Any] = [random] * num_processes()
-        if len(of_ranks) > 1:
-            torch.distributed.all_gather_object(of_ranks, random)
-        return {"scheduler": state, "random": of_ranks}
+        return {"scheduler": state, "random": self._attached.state.collect_generators()}
 
     def go_on_from(self, state: Mapping[str, Any]) -> None:
         """Take over what `whole_state` returned.
@@ -170,6 +163,5 @@ class R8Loader:
         Raises:
             ValueError: it is of another data set or batch size. Nothing was changed.
         """
-        self._attached.load_scheduler(as_arrays(state["scheduler"]))
-        saved, rank = state["random"], self._attached.state.rank
-        self._random = saved[rank] if rank < len(saved) else random_state_of(saved[0], rank)
+        self._attached.lr_scheduler.load_state_dict(state["scheduler"])
+        self._random = self._attached.state.own_generators(state["random"])

@@ -24,7 +24,7 @@ from .. import events
 from ..events import Event, launcher
 from ..events.caller import warn
 from ..events.codec import from_fields, strict_json
-from ..events.incident import Incident, begun_by
+from ..events.incident import Incident, begun_by, describe_error
 from ..events.threaded_listener import ThreadedListener
 from ..events.versions import versions
 from ..guard.monitor import plain
@@ -561,8 +561,8 @@ class CauseSearch:
             finding: Finding | None = examine(refusal)
         except Exception as error:
             # Whatever a model does when it is run once more, it must not end the training.
-            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            finding = Finding(UNKNOWN, f"the search for the cause failed ({what})", missing="the search failed")
+            what = f"the search for the cause failed ({describe_error(error)})"
+            finding = Finding(UNKNOWN, what, missing="the search failed")
         self._seconds += time.perf_counter() - began
         return finding
 

@@ -77,6 +77,16 @@ def parameters_of(losses: Iterable[torch.Tensor]) -> list[torch.nn.Parameter]:
     return found
 
 
+DRAWN, OWN_BATCHES = "the scheduler draws the batches", "the batches are your own"
+
+
+def _refuse(where: str, **given: Any) -> None:
+    """Raise ValueError if an argument is given that is for batches of the other kind."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} must be left out where {where}, got {value!r:.60}.")
+
+
 class Adapter:
     """A model's training under a scheduler; `attach` makes it.
 
@@ -113,7 +123,7 @@ class Adapter:
         self._second_run = again if again is not None and again.is_possible else None
         self._source, self._own, self._targets = source, training.own, training.state.targets
         self._num_looks = 0
-        self._has_loader = self._is_mean_noted = False
+        self._is_mean_noted = False
         self._feed = feed = scheduler.feed
         if feed is None:
             self.sampler = R8BatchSampler(scheduler, ahead=training.ahead, sharing=training.sharing)
@@ -155,21 +165,13 @@ class Adapter:
     @loop_method
     def epochs(self) -> Iterator[int]:
         """Yield epoch numbers, 0-based, until the budget is spent."""
-        if self._feed is not None or self.finished:
-            # Of a finished run it says so, and yields nothing.
-            yield from self.scheduler.epoch_iterator()
-            return
-        self._batches.counts_epochs = True
-        while not self.finished:
-            yield self.scheduler.current_epoch
+        for epoch in self.scheduler.epoch_iterator():
+            yield epoch
             self._stepper.check_first_epoch(self.scheduler)
-            if self.num_ranks == 1 and self.scheduler.requests.is_pending:
-                # Else the loop would begin another epoch, which has no batch, after stop().
+            if self._feed is None:
                 self.flush()
-                self._losses.between_steps()
-        if self.scheduler.pace.is_finished:
-            self.scheduler.host.look_again(self.scheduler.global_step)
-            self._losses.between_steps()
+                # However few batches there were, the optimizer has taken its step.
+                self.scheduler.host.backup.end_update()
 
     @loop_method
     def batches(
@@ -196,10 +198,7 @@ class Adapter:
                 was resumed, and batches are skipped besides.
         """
         if self._feed is None:
-            given = {"loader": loader, "size": size, "tokens": tokens, "ids": ids, "skip": skip}
-            for name, value in given.items():
-                if value is not None:
-                    raise ValueError(f"{name} must be left out where the scheduler draws the batches, got {value!r}.")
+            _refuse(DRAWN, loader=loader, size=size, tokens=tokens, ids=ids, skip=skip)
             return self.loader()
         loader = self._source if loader is None else loader
         self._losses.is_other = self._source is not None and loader is not self._source
@@ -234,9 +233,9 @@ class Adapter:
             )
         loader = make_loader(self._source, self.sampler, settings=settings, is_ahead=self._ahead > 0)
         loader.hold_in(self._hand)
-        if not self._has_loader:
-            say_at_exit(self)
-        self._has_loader = True
+        if self.scheduler.pace.loop_of_epoch is None:
+            self.scheduler.pace.loop_of_epoch = "adapter.loader()", "adapter.epochs()"
+            say_at_exit(self.scheduler)
         if is_accelerated():
             loader.leave_to(self.optimizer.param_groups[0]["params"][0].device)
         return loader
@@ -348,7 +347,7 @@ class Adapter:
             shares = None if found.weights is None else self._sharing.part(found.weights)
             is_known = True
         else:
-            self._check_own(ticket=ticket)
+            _refuse(OWN_BATCHES, ticket=ticket)
             count = self._losses.num_rows
             is_known = count > 0
             if not is_known and isinstance(losses, torch.Tensor) and losses.ndim:
@@ -446,9 +445,9 @@ class Adapter:
             raise RuntimeError("report() was called with no losses given or noted; pass them, or call loss() first.")
         if self._feed is not None:
             if ticket is not None or predictions is not None:
-                self._check_own(ticket=ticket, predictions=predictions)
+                _refuse(OWN_BATCHES, ticket=ticket, predictions=predictions)
         elif ids is not None:
-            raise ValueError(f"ids must be left out where the scheduler draws the samples, got {ids!r:.60}.")
+            _refuse(DRAWN, ids=ids)
         elif len(losses) > 1:
             raise TypeError(
                 f"report() takes the losses of one batch that the scheduler has drawn, got {len(losses)}; add them up."
@@ -477,12 +476,6 @@ class Adapter:
         part_size = 1 if read.is_exact else None
         self._losses.record(found, values, count=count, part_size=part_size, num_classes=num_classes)
         return self._losses.tell()
-
-    def _check_own(self, **given: Any) -> None:
-        """Raise ValueError if an argument is given that is for batches that the scheduler draws."""
-        for name, value in given.items():
-            if value is not None:
-                raise ValueError(f"{name} must be left out where the batches are your own, got {value!r:.60}.")
 
     def step(self, loss: torch.Tensor, *, losses: torch.Tensor | None = None, ids: Any = None) -> Outcome:
         """Report the losses, do ``backward()``, clip, and let the optimizer take its step unless they are refused.
@@ -752,30 +745,12 @@ class Adapter:
     def close(self) -> None:
         """Finish: report, save what is due, tell listeners. Safe to call twice."""
         self.scheduler.close()
-        self._warn_of_one_epoch()
-
-    def _warn_at_exit(self, error: BaseException | None) -> None:
-        if error is None:
-            self._warn_of_one_epoch()
-
-    def _warn_of_one_epoch(self) -> None:
-        """Say so if the loop was over the loader alone, which ends with the epoch."""
-        r8 = self.scheduler
-        if not self._has_loader or self._batches.counts_epochs or r8.is_over or r8.pace.place != r8.steps_per_epoch:
-            return
-        r8.host.say_once(
-            "one epoch",
-            f"the run was closed at step {r8.global_step} of {r8.total_steps or '?'}: adapter.loader() ends with "
-            "the epoch. To train all epochs, loop over it within: for epoch in adapter.epochs().",
-        )
 
     def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.scheduler.__exit__(*error)
-        if not any(error):
-            self._warn_of_one_epoch()
 
     # In place of a loader.
 

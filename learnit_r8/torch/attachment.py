@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -130,12 +129,13 @@ def attach(
     >>> adapter.scheduler.global_step
     4
     """
-    given = _Given(model, optimizer, scaler, ema, accumulate, max_grad_norm, also, sharing, run_batch, repeat)
-    if is_own_loader(dataset, settings):
-        if ahead:
-            raise ValueError("ahead is for batches that the scheduler draws; give batch_size, too.")
-        shared = _checked_sharing(given)
-        own: SchedulerSettings = {**settings}
+    is_own = is_own_loader(dataset, settings)
+    if is_own and ahead:
+        raise ValueError("ahead is for batches that the scheduler draws; give batch_size, too.")
+    shared = _checked_sharing(model, optimizer, scaler, ema, sharing)
+    own: SchedulerSettings = {**settings}
+    size = redraw = None
+    if is_own:
         own.setdefault("scheduler_mode", "keep")
         length = length_of(dataset)
         if shared.gather is not None:
@@ -146,51 +146,33 @@ def attach(
         followed = followed if isinstance(followed, OwnBatches) else OwnBatches()
         if own.get("num_epochs") is not None and length and followed.steps_per_epoch is None:
             own["batch_size"] = replace(followed, steps_per_epoch=length)
-        return Adapter(_keep(given, own, shared, size=None), dataset)
-    shared = _checked_sharing(given)
-    check_dataset(dataset)
-    ahead = whole_number("ahead", ahead, least=0)
-    redraw = getattr(dataset, "__getitem__", None)
-    return Adapter(_keep(given, settings, shared, size=len(dataset), ahead=ahead, redraw=redraw), dataset)
-
-
-class _Given(NamedTuple):
-    """The arguments of `attach`, but for the data and the settings."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    scaler: Any
-    ema: Any
-    accumulate: int
-    max_grad_norm: float | None
-    also: Mapping[str, Any] | None
-    sharing: Sharing | None
-    run_batch: Callable[[Any], Any] | None
-    repeat: Callable[[Any], torch.Tensor] | None = None
+    else:
+        check_dataset(dataset)
+        size, redraw, ahead = len(dataset), getattr(dataset, "__getitem__", None), whole_number("ahead", ahead, least=0)
+    parts, accumulate = read_also(also), whole_number("accumulate", accumulate, least=1)
+    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=max_grad_norm)
+    training = _keep(
+        model, optimizer, own, shared, size=size, scaler=scaler, ema=ema, parts=parts, ahead=ahead, stepper=stepper,
+        run_batch=run_batch, redraw=redraw, repeat=repeat,
+    )  # fmt: skip
+    return Adapter(training, dataset)
 
 
 def _keep(
-    given: _Given,
-    settings: SchedulerSettings,
-    sharing: Sharing,
-    *,
-    size: int | None,
-    ahead: int = 0,
-    redraw: Callable[[int], Any] | None = None,
-) -> Training:
+    model: torch.nn.Module, optimizer: Any, settings: SchedulerSettings, sharing: Sharing, *, size: int | None,
+    scaler: Any, ema: Any, parts: dict[str, AlsoPart], ahead: int, stepper: Stepper,
+    run_batch: Callable[[Any], Any] | None, redraw: Callable[[int], Any] | None,
+    repeat: Callable[[Any], torch.Tensor] | None,
+) -> Training:  # fmt: skip
     """Let a new scheduler keep a model; ``size`` is None for batches of the user's."""
-    model, optimizer, scaler = given.model, given.optimizer, given.scaler
-    parts, settings = read_also(given.also), {**settings}
     if size is not None and sharing.size == 1 and getattr(settings.get("policy"), "weighs", False):
         parts[TARGETS] = AlsoPart(EnsembleTargets(size), is_healed=False)
-    accumulate = whole_number("accumulate", given.accumulate, least=1)
-    stepper = Stepper(optimizer, scaler=scaler, accumulate=accumulate, max_grad_norm=given.max_grad_norm)
     keeps_rates = head_of(settings.get("scheduler_mode")) == "keep"
     asks_peak = not keeps_rates and "initial_lr" not in settings
     peak, peak_text = (peak_under_schedules(optimizer) if asks_peak else None) or (None, "")
     rates = None if keeps_rates else _checked_rates(optimizer, peak)
     state = ModelState(
-        model, optimizer, scaler=scaler, ema=given.ema, rank=sharing.rank, gather=sharing.gather, also=parts,
+        model, optimizer, scaler=scaler, ema=ema, rank=sharing.rank, gather=sharing.gather, also=parts,
         keeps_options=keeps_rates, keeps_random=size is None,
     )  # fmt: skip
     # Says at once what it cannot hold.
@@ -207,26 +189,26 @@ def _keep(
     r8 = _new_scheduler(size, kept, own, optimizer, keeps_rates=keeps_rates)
     if peak_text:
         r8.host.say_once("peak", peak_text)
-    sharing.check(r8, model, resume, accumulate=accumulate)
+    sharing.check(r8, model, resume, accumulate=stepper.accumulate)
     may_undo = sharing.size == 1 and not state.is_sharded
-    hand = _new_hand(r8, model, parts, may_undo=may_undo, is_whole=bool(given.run_batch))
+    hand = _new_hand(r8, model, parts, may_undo=may_undo, is_whole=bool(run_batch))
     # On several ranks nothing runs again, but of a step without a loader only the inputs can be looked at.
-    if given.run_batch is None and (sharing.size == 1 or size is None):
+    if run_batch is None and (sharing.size == 1 or size is None):
         hand.watch(model)
     examiner = Examiner(
-        model, optimizer, scaler=scaler, run_batch=given.run_batch, hand=hand,
+        model, optimizer, scaler=scaler, run_batch=run_batch, hand=hand,
         sharing=sharing, redraw=redraw, others=networks_of(parts),
     )  # fmt: skip
     # Where batches are fetched ahead, the generators at the start of a step are not known.
     generators = None if ahead else Generators(hold_random_state, lambda held: set_random_state(state_of(held)))
     kept = replace(
         kept, generators=generators, examine=examiner.examine, in_hand=examiner.collect,
-        repeat=_repeat_of(given, sharing, is_sharded=state.is_sharded), advice=stepper.advice,
+        repeat=_repeat_of(repeat, model, optimizer, sharing, is_sharded=state.is_sharded), advice=stepper.advice,
         undo=hand.undo if may_undo else None,
     )  # fmt: skip
-    kept = r8.host.adopt(kept, witness_size=accumulate, **copies_of(model))
+    kept = r8.host.adopt(kept, witness_size=stepper.accumulate, **copies_of(model))
     optimizers = [optimizer, *(part.holder for part in parts.values() if hasattr(part.holder, "param_groups"))]
-    second_run = SecondRun(model, stepper, hand, given.run_batch, r8, gather=sharing.gather)
+    second_run = SecondRun(model, stepper, hand, run_batch, r8, gather=sharing.gather)
     return Training(r8, model, optimizers, state, stepper, rates, sharing, hand, ahead, kept.own, second_run)
 
 
@@ -254,35 +236,31 @@ def _callbacks_of(state: ModelState, sharing: Sharing) -> Callbacks:
     )
 
 
-def _repeat_of(given: _Given, sharing: Sharing, *, is_sharded: bool) -> Repeat | None:
+def _repeat_of(
+    repeat: Callable[[Any], torch.Tensor] | None, model: torch.nn.Module, optimizer: Any, sharing: Sharing, *,
+    is_sharded: bool,
+) -> Repeat | None:  # fmt: skip
     """Takes the loss of a trainer's batch once more; of several processes all do so, each of its own part."""
     ask = sharing.gather
     # A trainer may gather the parts of a model that is sharded over processes around its own call.
-    if given.repeat is None or (ask is not None and is_sharded):
+    if repeat is None or (ask is not None and is_sharded):
         return None
+
+    def loss_again(batch: Any) -> float:
+        # What it draws is drawn, as the next batch of the same update was trained on after it; all else stays.
+        with untouched(plain_model(model), optimizer):
+            loss = float(repeat(copied(batch)).detach().mean())
+            drawn = random_state()
+        set_random_state(drawn)
+        return loss
+
     if ask is None:
-        return Repeat(lambda batch: batch is not None, functools.partial(_loss_again, given))
-    return Repeat(
-        lambda batch: all(ask(batch is not None)), lambda batch: statistics.fmean(ask(_loss_again(given, batch)))
-    )
+        return Repeat(lambda batch: batch is not None, loss_again)
+    return Repeat(lambda batch: all(ask(batch is not None)), lambda batch: statistics.fmean(ask(loss_again(batch))))
 
 
-def _loss_again(given: _Given, batch: Any) -> float:
-    """The loss of a batch that a trainer has had before; what it draws is drawn, and all else stays as it is."""
-    assert given.repeat is not None
-    with untouched(plain_model(given.model), given.optimizer):
-        loss = float(given.repeat(copied(batch)).detach().mean())
-        drawn = random_state()
-    # The next batch of the same update was trained on after it.
-    set_random_state(drawn)
-    return loss
-
-
-def _checked_sharing(given: _Given) -> Sharing:
+def _checked_sharing(model: Any, optimizer: Any, scaler: Any, ema: Any, sharing: Any) -> Sharing:
     """How the processes here share, after a check that they can train the model."""
-    model: Any = given.model
-    optimizer: Any = given.optimizer
-    scaler, ema, sharing = given.scaler, given.ema, given.sharing
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {shortened(model)}.")
     if not hasattr(optimizer, "param_groups"):

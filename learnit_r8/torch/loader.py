@@ -108,25 +108,27 @@ def check_dataset(dataset: Any) -> None:
 
 
 class SampleReader(Dataset[Any]):
-    """Reads the samples of a data set, for the batches of `R8BatchSampler`; its errors name the sample.
+    """Reads the samples of a data set, and makes the batches of `R8BatchSampler`; its errors name the sample.
 
     Workers read each batch with random numbers of its own, so that augmentation is the same for any number of them, and
-    after a resume. So does this process where batches are fetched ahead, and `BatchCollate` puts its generators back.
+    after a resume; so does this process where batches are fetched ahead.
 
     Args:
         dataset: Any with a length and an index.
         seed: With the samples of a batch the seed of its random numbers.
         fetch_many: Returns the items of a batch; by default the data set's own ``__getitems__``, if it has one.
+        collate: Makes a batch of them.
         is_ahead: Whether batches are fetched ahead.
 
     Attributes:
         takes_arrays: Whether a batch may be an int64 array.
-        states: The random generators before the newest batch, where they are to be put back.
     """
 
-    def __init__(self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None, *, is_ahead: bool) -> None:
-        self.dataset, self._is_ahead = dataset, is_ahead
-        self.states: Any = None
+    def __init__(
+        self, dataset: Any, seed: int, fetch_many: Callable[[Any], Any] | None, collate: Callable[[Any], Any], *,
+        is_ahead: bool,
+    ) -> None:  # fmt: skip
+        self.dataset, self._collate, self._is_ahead = dataset, collate, is_ahead
         self.takes_arrays = fetch_many is not None or takes_arrays(dataset)
         self._seed = seed
         self._fetch_many = getattr(dataset, "__getitems__", None) if fetch_many is None else fetch_many
@@ -141,15 +143,24 @@ class SampleReader(Dataset[Any]):
             raise SampleError(f"sample {index} could not be read: {type(error).__name__}: {error}") from error
 
     def __getitems__(self, indices: Any) -> Any:
-        """The items of a batch, as the data set's own ``__getitems__`` gives them if it has one."""
-        if get_worker_info() is None:
-            if not self._is_ahead:
-                return self._fetch(indices)
-            self.states = random_state()
-        return self.fetch_as_worker(indices)
+        """A batch, of what the data set's own ``__getitems__`` gives if it has one."""
+        if get_worker_info() is not None:
+            return self._make_as_worker(indices)
+        return self.make_apart(indices) if self._is_ahead else self._collate(self._fetch(indices))
 
-    def fetch_as_worker(self, indices: Any) -> Any:
-        """The items of a batch, read with random numbers of its own; the same samples come in another order later."""
+    def make_apart(self, indices: Any) -> Any:
+        """A batch with the random numbers that a worker would draw; those of this process stay.
+
+        They are the model's: a batch that is made before the one in hand is trained on must not come between them.
+        """
+        states = random_state()
+        try:
+            return self._make_as_worker(indices)
+        finally:
+            set_random_state(states)
+
+    def _make_as_worker(self, indices: Any) -> Any:
+        """A batch with random numbers of its own; the same samples come in another order later."""
         # What torch seeds a worker with is another number whenever a loader begins, and differs from worker to worker.
         samples = np.asarray(indices, np.int64).tobytes()
         key = hashlib.blake2b(samples, digest_size=4, key=self._seed.to_bytes(8, "little"))
@@ -157,7 +168,7 @@ class SampleReader(Dataset[Any]):
         torch.manual_seed(number)
         np.random.seed(number)
         random.seed(number)
-        return self._fetch(indices)
+        return self._collate(self._fetch(indices))
 
     def _fetch(self, indices: Any) -> Any:
         try:
@@ -181,49 +192,33 @@ def _take_rows(tensors: Sequence[torch.Tensor], indices: Any) -> list[torch.Tens
     return list(map(itemgetter(rows), tensors))
 
 
-class BatchCollate:
-    """Collates the items of a batch that is fetched before the one in hand is trained on.
+def as_made(batch: Any) -> Any:
+    """A batch that a `SampleReader` has made, for the loader that would collate it."""
+    return batch
 
-    What it draws then would come between the model's random numbers, and a resumed run fetches it anew; so the
-    generators are put back.
 
-    Args:
-        collate: Collates the items.
-        reader: Reads them.
-    """
-
-    def __init__(self, collate: Callable[[Any], Any], reader: SampleReader) -> None:
-        self._collate, self._reader = collate, reader
-
-    def __call__(self, items: Any) -> Any:
-        """The batch."""
-        try:
-            return self._collate(items)
-        finally:
-            states, self._reader.states = self._reader.states, None
-            # A worker's own go on.
-            if states is not None:
-                set_random_state(states)
+def refuse_decided(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError if a setting of a loader is one that the scheduler decides."""
+    decided = sorted(set(DECIDED) & set(settings))
+    if decided:
+        raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
 
 
 def make_loader(dataset: Any, sampler: Any, *, settings: Mapping[str, Any], is_ahead: bool = False) -> TimedLoader:
     """See `Adapter.loader`."""
-    decided = sorted(set(DECIDED) & set(settings))
-    if decided:
-        raise ValueError(f"{decided[0]} must be left out, the scheduler decides it, got {settings[decided[0]]!r}.")
+    refuse_decided(settings)
     whole_number("num_workers", settings.get("num_workers", 0), least=0)
     collate, fetch_many = settings.get("collate_fn"), None
+    pass_on: Callable[[Any], Any] = as_made
     is_table = type(dataset) is TensorDataset and all(each.layout is torch.strided for each in dataset.tensors)
     if collate is None and is_table:
         # What is read is the batch already.
-        collate, fetch_many = list, functools.partial(_take_rows, dataset.tensors)
-    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, is_ahead=is_ahead)
-    if is_ahead:
-        collate = BatchCollate(collate or default_collate, reader)
+        collate, fetch_many, pass_on = list, functools.partial(_take_rows, dataset.tensors), list
+    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, collate or default_collate, is_ahead=is_ahead)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
         settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
-    return TimedLoader(reader, batch_sampler=sampler, **{**settings, "collate_fn": collate})
+    return TimedLoader(reader, batch_sampler=sampler, **{**settings, "collate_fn": pass_on})
 
 
 class TimedLoader(DataLoader[Any]):
@@ -302,15 +297,11 @@ class WithProbes:
         raise StopIteration
 
     def _fetch(self, rows: Any) -> Any:
-        """Fetch a batch with the random numbers that a worker would have drawn; those of the model stay."""
+        """Make a probe in this process."""
         if rows is None:
             raise StopIteration
-        loader, states = self._loader, random_state()
-        reader: Any = loader.dataset
-        try:
-            return loader.collate_fn(reader.fetch_as_worker(rows))
-        finally:
-            set_random_state(states)
+        reader: Any = self._loader.dataset
+        return reader.make_apart(rows)
 
 
 class R8BatchSampler(torch.utils.data.Sampler[Any]):
@@ -340,9 +331,6 @@ class R8BatchSampler(torch.utils.data.Sampler[Any]):
     >>> [bool(sampler.report(batch / 6)) for batch in loader]
     [True, True]
     """
-
-    finds_its_place = True
-    """Whether a resumed run needs no batches skipped."""
 
     def __init__(
         self,
@@ -492,7 +480,7 @@ class SamplerIterator:
         self.epoch, self.length = r8.current_epoch, num_left(r8)
         self.end = (self.epoch + 1) * r8.steps_per_epoch
         # A budget of time may run out between a look of the loop over epochs, which ends then, and here.
-        if r8.is_over and not (r8.pace.is_stopped or batches.counts_epochs):
+        if r8.is_over and not (r8.pace.is_stopped or r8.pace.counts_epochs):
             r8.host.say_once(
                 "no batches left",
                 f"the budget is spent after {r8.global_step} steps: R8BatchSampler gives no more batches.",
@@ -606,7 +594,7 @@ def _check(loader: Any) -> None:
             "handed out, got False; leave it out."
         )
     sampler = loader._index_sampler
-    if getattr(sampler, "skip_batches", 0) and getattr(sampler.batch_sampler, "finds_its_place", False):
+    if getattr(sampler, "skip_batches", 0) and isinstance(sampler.batch_sampler, R8BatchSampler):
         raise ValueError(
             "skip_first_batches() must be left out where R8Scheduler draws the batches, as the loader goes on where it "
             f"was by itself, got {sampler.skip_batches} batches to skip; iterate over the loader as it is."

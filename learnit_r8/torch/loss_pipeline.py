@@ -304,11 +304,10 @@ class LossPipeline(Trainer):
                 # Earlier backups no longer fit the optimizer.
                 self._r8.host.look_at_weights()
             num_loads = self._state.num_loads
-            readback = self.readback
             if self._sharing is ALONE:
                 self._r8.host.between_steps()
             else:
-                self._sharing.between_steps(self._r8, 0 if readback is None else len(readback))
+                self._sharing.between_steps(self._r8, self.num_on_their_way)
             if self._state.num_loads != num_loads:
                 self.drop()
         # A feed notes the start of each batch that it hands out.

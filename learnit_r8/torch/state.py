@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -140,12 +140,14 @@ class ModelState:
         state = {name: part.state_dict() for name, part in self._parts.items()}
         if self._shards is not None:
             state = {name: self._shards.whole(part, keeps=keeps) for name, part in state.items()}
+        of_ranks = self.collect_generators()
+        return {**self._held(state), "random": of_ranks[0], **({} if self._gather is None else {OF_RANKS: of_ranks})}
+
+    def collect_generators(self) -> list[Any]:
+        """The random generators of all ranks, in their order; every rank must call it."""
         # As tensors, which `torch.load` reads with ``weights_only=True``.
-        state = {**self._held(state), "random": as_tensors(random_state())}
-        if self._gather is not None:
-            state[OF_RANKS] = self._gather(state["random"])
-            state["random"] = state[OF_RANKS][0]
-        return state
+        own = as_tensors(random_state())
+        return [own] if self._gather is None else self._gather(own)
 
     def _held(self, state: dict[str, Any]) -> dict[str, Any]:
         """A state without what no file could hold, which a warning names once."""
@@ -263,10 +265,13 @@ class ModelState:
 
     def _own_generators(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """The random generators of this rank in a state that `collect` or `read` returned."""
-        of_ranks = state.get(OF_RANKS, [state["random"]])
+        return self.own_generators(state.get(OF_RANKS, [state["random"]]))
+
+    def own_generators(self, of_ranks: Sequence[Any]) -> dict[str, Any]:
+        """The random generators of this rank among those that `collect_generators` returned, on any number of ranks."""
         if self.rank < len(of_ranks):
             return of_ranks[self.rank]  # type: ignore[no-any-return]
-        return random_state_of(state["random"], self.rank)
+        return random_state_of(of_ranks[0], self.rank)
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError unless a state that `collect` or `read` returned could be put back."""

@@ -21,7 +21,6 @@ from ..schedules.budget import BUDGETS, batches_of, has_budget
 from ..torch.adapter import Adapter
 from ..torch.attachment import attach
 from ..torch.loader import make_loader
-from ..torch.state import as_arrays
 from ..torch.trainer_step import LastForward, gradients_of, no_loss, note_counts, uncounted
 from .losses import SampleLosses, compare, document_losses, find_losses
 
@@ -60,12 +59,6 @@ OWN = "to keep the Trainer's own batches, give r8={'batches': False}"
 
 ALONG = "learnit_r8"
 """The entry of the state."""
-
-
-NOT_ALONG = (
-    "resume_from_checkpoint must be a checkpoint of a training with R8Mixin, got one that has no state of it; to begin "
-    "with its weights only, load them into the model and leave resume_from_checkpoint out."
-)
 
 
 def budget_of(args: Any, num_samples: int, batch_size: int, *, drops: bool) -> dict[str, int]:
@@ -145,7 +138,7 @@ def saved_batch_size(args: Any, resume: Any) -> int | None:
     return int(data["batch_size"])
 
 
-def save_along(rates: Any, adapter: Adapter) -> None:
+def save_along(rates: Any, adapter: Adapter, resume: Any) -> None:
     """Let a learning-rate scheduler of Trainer's save and load R8Scheduler's state with its own.
 
     Its class becomes one derived from its own, so that Trainer still knows what kind it is.
@@ -153,6 +146,7 @@ def save_along(rates: Any, adapter: Adapter) -> None:
     Args:
         rates: The learning-rate scheduler.
         adapter: Has the state.
+        resume: The checkpoint to go on from, for a message.
     """
     kind: Any = type(rates)
 
@@ -163,8 +157,8 @@ def save_along(rates: Any, adapter: Adapter) -> None:
         def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
             own = dict(state_dict)
             if ALONG not in own:
-                raise ValueError(NOT_ALONG)
-            adapter.load_scheduler(as_arrays(own.pop(ALONG)))
+                raise ValueError(NOT_A_CHECKPOINT.format(resume))
+            adapter.lr_scheduler.load_state_dict(own.pop(ALONG))
             super().load_state_dict(own)
 
     Along.__name__ = kind.__name__
@@ -374,7 +368,7 @@ class R8Mixin:
         adapter: Any = self._r8_adapter
         if adapter is None or adapter.scheduler.table.batch_size != size:
             # The second time with auto_find_batch_size, after there was too little memory.
-            adapter = self._r8_adapter = self._r8_attach(size)
+            adapter = self._r8_draw(size)
         dataset, collate = _columns_used(self)
         settings: dict[str, Any] = {
             "collate_fn": collate,
@@ -388,17 +382,25 @@ class R8Mixin:
         # The Trainer sets the random generators of a resumed run once it has fetched the first batch.
         return make_loader(dataset, sampler, settings=settings, is_ahead=True)
 
-    def _r8_attach(self, size: int) -> Adapter:
+    def _r8_attach(self, dataset: Any, settings: dict[str, Any]) -> Adapter:
+        """Build the scheduler."""
+        resume = settings.pop("resume", None) if self._r8_resumes else None
+        accumulate = self.args.gradient_accumulation_steps
+        adapter = self._r8_adapter = attach(self.model, self.optimizer, dataset, accumulate=accumulate, **settings)
+        if resume is not None:
+            adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
+        return adapter
+
+    def _r8_draw(self, size: int) -> Adapter:
+        """Have the scheduler draw the batches."""
         args, settings = self.args, dict(self._r8_settings)
         if args.dataloader_drop_last:
             settings.setdefault("last_batch", "drop")
-        resume = settings.pop("resume", None) if self._r8_resumes else None
         dataset, _ = _columns_used(self)
         # One that is None, ``num_epochs=None``, is an open budget, see docs/budgets.md.
         if not any(name in settings for name in BUDGETS) and hasattr(dataset, "__len__"):
             settings |= budget_of(args, len(dataset), size, drops=settings.get("last_batch") == "drop")
         settings.setdefault("seed", args.seed if args.data_seed is None else args.data_seed)
-        accumulate = args.gradient_accumulation_steps
         own = self.create_optimizer
         own()
 
@@ -409,27 +411,12 @@ class R8Mixin:
 
         self.create_optimizer = keep_optimizer
         settings.setdefault("run_batch", lambda inputs: self._r8_loss_by(self._r8_model, inputs, self._r8_how[0]))
-        adapter = attach(
-            self.model,
-            self.optimizer,
-            dataset,
-            batch_size=size,
-            accumulate=accumulate,
-            ahead=accumulate - 1,
-            **settings,
-        )
-        adapter.scheduler.pace.is_counted = True
-        self._r8_say_what_differs(adapter, resume)
-        return adapter
-
-    def _r8_say_what_differs(self, adapter: Adapter, resume: Any) -> None:
-        args, r8 = self.args, adapter.scheduler
-        unused = "" if self._r8_keeps_rates else unused_rates(args)
-        if unused:
+        settings |= {"batch_size": size, "ahead": args.gradient_accumulation_steps - 1}
+        adapter = self._r8_attach(dataset, settings)
+        r8, given = adapter.scheduler, self._train_batch_size * args.world_size
+        r8.pace.is_counted = True
+        if not self._r8_keeps_rates and (unused := unused_rates(args)):
             r8.host.say_once("unused rates", unused)
-        if resume is not None:
-            r8.host.say_once("resume", RESUMED.format(resume), is_warning=False)
-        size, given = r8.table.batch_size, self._train_batch_size * args.world_size
         if size != given:
             r8.host.say_once(
                 "batch size",
@@ -437,6 +424,7 @@ class R8Mixin:
                 f"{args.world_size} processes, in place of {self._train_batch_size}.",
                 is_warning=False,
             )
+        return adapter
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The learning-rate scheduler of Trainer: one that shows R8Scheduler's rates, and saves its state."""
@@ -444,7 +432,7 @@ class R8Mixin:
         if not self._r8_draws:
             self._r8_watch(num_training_steps)
         if own is not None:
-            save_along(own, self._r8_current())
+            save_along(own, self._r8_current(), self._r8_resumes)
             return own
         self.lr_scheduler = self._r8_current().lr_scheduler
         self._created_lr_scheduler = True
@@ -458,19 +446,13 @@ class R8Mixin:
     def _r8_watch(self, num_training_steps: int) -> None:
         """Begin to watch a training on the Trainer's own batches."""
         args, settings = self.args, dict(self._r8_settings)
-        resume = settings.pop("resume", None) if self._r8_resumes else None
         self._r8_ends_itself = not has_budget(settings)
         if self._r8_ends_itself:
             settings |= _budget_of(args, num_training_steps, settings.get("batch_size") or OwnBatchesValue())
         settings.setdefault("run_batch", lambda inputs: self._r8_repeat((inputs, self._r8_how)))
-        adapter = self._r8_adapter = attach(
-            self.model, self.optimizer, None, accumulate=args.gradient_accumulation_steps,
-            repeat=self._r8_repeat, **settings,
-        )  # fmt: skip
+        adapter = self._r8_attach(None, {"repeat": self._r8_repeat, **settings})
         # Trainer sets the random generators as it resumes.
         self._r8_batches = adapter.scheduler.follow(sets_generators=False)
-        if resume is not None:
-            adapter.scheduler.host.say_once("resume", RESUMED.format(resume), is_warning=False)
         if args.save_strategy != "no":
             adapter.scheduler.host.say_once("as Trainer", AS_TRAINER, is_warning=False)
 

@@ -14,7 +14,7 @@ FILES = [
 SCHEDULERS = {"r8", "scheduler", "_r8", "_scheduler", "host", "_host"}
 """Names of variables and attributes that hold a scheduler."""
 
-MOST_MEMBERS = 22
+MOST_MEMBERS = 21
 
 DOCUMENTED = {
     *("batch_iterator", "epoch_iterator", "update_with_loss", "draw", "draw_if_any", "report", "log", "close"),

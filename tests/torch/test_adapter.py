@@ -699,6 +699,17 @@ def test_time_that_runs_out_before_the_first_batch_of_an_epoch():
     assert (epoch, r8.is_over, r8.global_step) == (1, True, r8.steps_per_epoch)
 
 
+def test_an_epoch_without_a_batch_is_an_error():
+    """A loop over epochs that draws nothing would have no end."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    adapter = attach(model, optimizer, torch.zeros(8, 2), batch_size=4, num_epochs=2)
+
+    with pytest.raises(RuntimeError, match=r"epoch 0 ended with no batch drawn; .* or loader\(\)"):
+        for _ in adapter.epochs():
+            pass
+
+
 def test_own_draws():
     """A loop without a loader hands over the tickets that it drew."""
     adapter = adapted(num_epochs=1)

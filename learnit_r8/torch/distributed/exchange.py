@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._validation import whole_number
-from ...bridge.ranks import PartsOfRanks, RanksDiffer, check_same, check_same_run, digest_of_state
+from ...bridge.ranks import PartsOfRanks, RanksDiffer, check_same, digest_of_state
 from ...events.launcher import restarts_cannot_meet
 from ...sources.ticket import Ticket
 from ...table.labels.predictions import NUM_ROWS, Predictions
@@ -77,8 +77,7 @@ class Exchange(PartsOfRanks):
         resume: str | os.PathLike[str] | None = None,
     ) -> None:
         _check_shareable(r8, ranks)
-        super().__init__(ranks)
-        self._settings = dict(settings or {})
+        super().__init__(ranks, settings)
         self.r8, self.ranks = r8, ranks
         self.count = 0
         self._own_every = every
@@ -100,10 +99,6 @@ class Exchange(PartsOfRanks):
                 "--rdzv-backend=c10d on several hosts.",
             )
         r8.host.share(self, resume)
-
-    def check_same_run(self, facts: Mapping[str, Any]) -> None:
-        """Raise RanksDiffer unless every rank has built its scheduler, and trains, with the same arguments."""
-        check_same_run({**facts, **self._settings}, self.ranks)
 
     def check(self, note: Note, held: Sequence[Note]) -> None:
         """Raise ValueError unless the losses of a step can be exchanged with those held back."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ...engine.run import Member
@@ -14,9 +15,10 @@ from ...sources.ticket import Outcome, Ticket
 from ...table.labels.predictions import Predictions
 from ...table.losses import read_loss, read_number
 from ..predictions import check_exchanged
-from ..readback import Note
+from ..readback import HostCopy, Note, Readback
 from .exchange import Exchange, check_every, slice_of
 from .ranks import Ranks
+from .together import Gathered
 
 if TYPE_CHECKING:
     from ...scheduler import R8Scheduler
@@ -64,7 +66,7 @@ class SharedRun(Member):
         self.r8 = r8
         self.ranks = ranks = Ranks() if ranks is None else ranks
         self.exchange = Exchange(r8, ranks, every)
-        self._held: list[Note] = []
+        self._losses = Gathered(self.exchange, Readback(HostCopy))
         r8.host.join(self)
 
     def __iter__(self) -> Iterator[Share]:
@@ -74,15 +76,17 @@ class SharedRun(Member):
         end of the epoch.
         """
         r8 = self.r8
-        self._report_all(self.exchange.run(self._taken()))
+        self.settle()
+        # For the time of rank 0.
+        self.exchange.run([])
         epoch = r8.current_epoch
-        while (r8.pace.place + self._num_held_back) // r8.steps_per_epoch == epoch:
+        while (r8.pace.place + len(self._losses)) // r8.steps_per_epoch == epoch:
             # Before the drawing: a run that is to stop trains on no further batch.
-            r8.host.between_steps(held_back=self._num_held_back)
+            r8.host.between_steps(held_back=len(self._losses))
             ticket = r8.host.draw_ahead()
             if ticket is None:
                 break
-            ticket = r8.host.begin(ticket, held_back=self._num_held_back)
+            ticket = r8.host.begin(ticket, held_back=len(self._losses))
             weights = None if ticket.weights is None else slice_of(ticket.weights, self.ranks)
             share = Share(slice_of(ticket.indices, self.ranks), ticket.lr, weights, ticket)
             try:
@@ -95,15 +99,10 @@ class SharedRun(Member):
         self.settle()
         r8.host.leave_epoch()
 
-    @property
-    def _num_held_back(self) -> int:
-        """Steps trained on and not reported to the scheduler yet."""
-        return len(self._held) + len(self.exchange.under_way)
-
     def _take_back(self, ticket: Ticket, do: Callable[[Ticket], None]) -> None:
         """Hand a batch back or give it up, if it was not reported."""
-        newest = [*self.exchange.under_way, *self._held][-1:]
-        if not (newest and newest[0].ticket is ticket):
+        sent = self._losses.sent
+        if not (sent and sent[-1].ticket is ticket):
             do(ticket)
 
     def report(
@@ -148,36 +147,30 @@ class SharedRun(Member):
             margin, predicted, given = checked.rows
             predictions = Predictions(margin, predicted, given, checked.num_classes)
         note = Note(ticket, means, reading.part_size, skipped, norm, predictions)
-        self.exchange.check(note, self._held)
-        self._held.append(note)
-        if self.r8.controller.experiment.is_open:
-            return self._report_all(self.exchange.run(self._taken()))
-        outcome = self._report_all(self.exchange.turn(len(self._held), ticket, self._taken))
-        if self.r8.controller.experiment.is_open and self._num_held_back:
+        self.exchange.check(note, self._losses.sent)
+        self._losses.put(note, torch.empty(0))
+        experiment = self.r8.controller.experiment
+        outcome = self._hear(self._losses.drain() if experiment.is_open else self._losses.ready())
+        if experiment.is_open and len(self._losses):
             # An experiment has begun: what was trained on before must be known first.
-            outcome = self._report_all(self.exchange.drain(self._taken()))
+            outcome = self._hear(self._losses.drain())
         return outcome
 
     def settle(self) -> None:
         """Exchange and report the losses that are held back, if there are any; on all ranks at the same place."""
-        self._report_all(self.exchange.drain(self._taken()))
+        self._hear(self._losses.drain())
 
     def forget(self) -> None:
         """Drop the losses on their way: a saved state was loaded, and they belong to the run before."""
-        self.exchange.receive()
-        self._held.clear()
+        self._losses.clear()
 
-    def _taken(self) -> list[Note]:
-        held, self._held = self._held, []
-        return held
-
-    def _report_all(self, notes: list[Note]) -> Outcome:
+    def _hear(self, here: list[tuple[Any, Note]]) -> Outcome:
         """Report whole batches; those trained on after one that put the model back are discarded."""
         pending = outcome = Outcome(Verdict.PENDING, self.r8.lr, None)
-        for number, note in enumerate(notes):
+        for number, (_, note) in enumerate(here):
             outcome = self.r8.report(note.ticket, **note.arguments)
             if outcome.rolled_back_to is not None:
-                for later in [*notes[number + 1 :], *self.exchange.receive(), *self._taken()]:
+                for later in [*(sent for sent, _ in here[number + 1 :]), *self._losses.clear()]:
                     self.r8.host.discard(later.ticket)
                 return outcome
-        return pending if self._num_held_back else outcome
+        return pending if len(self._losses) else outcome

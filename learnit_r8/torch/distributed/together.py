@@ -120,30 +120,31 @@ class Gathered:
         own: Brings the losses of this rank from the device.
 
     Attributes:
+        sent: What is on its way.
         num_waits: How often the host had to wait for the device.
     """
 
     def __init__(self, exchange: Exchange, own: Readback) -> None:
         self._exchange = exchange
         self._own = own
-        self._sent: list[Sent] = []
+        self.sent: list[Any] = []
         self.num_waits = 0
 
     def __len__(self) -> int:
-        return len(self._sent)
+        return len(self.sent)
 
-    def put(self, item: Sent, values: torch.Tensor) -> None:
-        """Send the losses of this rank's slice on their way."""
+    def put(self, item: Sent | Note, values: torch.Tensor) -> None:
+        """Send the losses of this rank's slice on their way; of a note they are its own."""
         self._own.put(item, values)
-        self._sent.append(item)
+        self.sent.append(item)
 
-    def ready(self) -> list[tuple[Sent, Note]]:
+    def ready(self) -> list[tuple[Any, Note]]:
         """The losses of whole batches that have come from the other ranks; called once after each `put`."""
         if not len(self._own):
             return []
-        return self._of_batches(self._exchange.turn(len(self._own), self._sent[-1].ticket, self._take))
+        return self._of_batches(self._exchange.turn(len(self._own), self.sent[-1].ticket, self._take))
 
-    def drain(self) -> list[tuple[Sent, Note]]:
+    def drain(self) -> list[tuple[Any, Note]]:
         """All losses, of whole batches; exchanges them, on all ranks at the same place."""
         return self._of_batches(self._exchange.drain(self._take()))
 
@@ -151,23 +152,21 @@ class Gathered:
         """The losses that this rank holds back, fetched from the device."""
         notes: list[Note] = []
         for item, values in self._own.drain():
-            note = note_of(item, values)
+            note = item if isinstance(item, Note) else note_of(item, values)
             self._exchange.check(note, notes)
             notes.append(note)
         self.num_waits = self._own.num_waits
         return notes
 
-    def _of_batches(self, notes: list[Note]) -> list[tuple[Sent, Note]]:
-        if not notes:
-            return []
-        sent, self._sent = self._sent[: len(notes)], self._sent[len(notes) :]
+    def _of_batches(self, notes: list[Note]) -> list[tuple[Any, Note]]:
+        sent, self.sent = self.sent[: len(notes)], self.sent[len(notes) :]
         return list(zip(sent, notes, strict=True))
 
     def clear(self) -> list[Any]:
         """Drop the losses on their way; messages sent before are read, on all ranks at the same place."""
         self._exchange.receive()
         self._own.clear()
-        sent, self._sent = self._sent, []
+        sent, self.sent = self.sent, []
         return sent
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...bridge.batch_rows import Odd, far_off, halve, lists_rows, not_finite, num_rows, some_rows
-from ...bridge.place_search import describe_halving, threshold_of
+from ...bridge.place_search import FEW, describe_few, describe_halving, threshold_of
 from ...events.incident import HEALTHY
 from ...recovery.cause import (
     BACKWARD,
@@ -32,7 +32,6 @@ from ...state import tree
 from .hand import Held
 from .state_faults import (
     Alone,
-    OptimizerFault,
     as_before,
     bad_weights,
     compare,
@@ -172,15 +171,13 @@ class Runs:
 SPREADS = frozenset(["std", "var", "std_mean", "var_mean", "native_batch_norm", "_batch_norm_impl_index"])
 """Operations that need more than one row."""
 
+TOO_LARGE = "the updates since step {:,} were too large: they have moved the weights by {} their length"
 STATISTICS = "it has damaged the statistics of the model, and the weights are healthy"
 EVERYWHERE = "it is so with other batches and with the weights of backups, too"
 
 LARGE_CHANGE, MANY = 0.5, 0.5
 """Share of its length that the weights have moved by since a healthy backup, from which the updates are to blame, and
 share of the arrays that must have moved by a tenth."""
-
-FEW = 4
-"""Weights that are not finite up to which they were damaged one by one, and not by an update."""
 
 MOST_BACKUPS = 3
 """Backups that are tried."""
@@ -332,24 +329,22 @@ class Case:
                     said = ("its loss was finite, and its update has damaged the weights",)
                     return self._of_gradient(fourth, self._good, self._good_held, said)
         own = [each for each in weights if each in parameters]
-        vanished = vanished_eps(self._optimizer, {each: parameters[each] for each in own})
+        vanished = vanished_eps(self._model, self._optimizer, own)
         if vanished:
             return self._end(Finding(OPTIMIZER, vanished, where=own[0]), rest=(did,))
         # A weight damages the statistics of the model, too; the names of parameters come first.
         count_own = sum(weights[each] for each in own)
         few = 0 < count_own <= FEW
         # Gradients were finite, and so could not bring this into the optimizer's state.
-        faults = [each for each in self._optimizer_faults(None, 0) if each.name in own] if few else []
-        if faults:
-            return self._of_optimizer(faults, (f"its update has damaged `{faults[0].name}`",))
+        found_in = optimizer_faults(self._model, self._optimizer) if few else {}
+        if faults := {name: fault for name, fault in found_in.items() if name in own}:
+            return self._of_optimizer(faults, (f"its update has damaged `{next(iter(faults))}`",))
         if not own and (found := self._of_buffers(step, self._healthy[1]["model"])) is not None:
             return found
         if (found := self._of_others()) is not None:
             return found
         if few:
-            names = ", ".join(f"`{each}`" for each in own)
-            are = "is" if count_own == 1 else "are"
-            text = f"{count_own} of the weights {names} {are} not finite, and all others are"
+            text = describe_few(", ".join(f"`{each}`" for each in own), count_own)
             others = ("it has damaged statistics of the model",) * (len(weights) > len(own))
             rest = ("both batches are good with the weights of a backup", *others)
             return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
@@ -368,7 +363,7 @@ class Case:
         assert self._healthy is not None
         step, state = self._healthy
         updates = max(1, self._refusal.step - step)
-        faults = self._optimizer_faults(state.get("optimizer"), updates)
+        faults = optimizer_faults(self._model, self._optimizer, state.get("optimizer"), updates)
         if faults:
             return self._of_optimizer(faults)
         moved = compare(self._model, self._optimizer, state, updates)
@@ -380,8 +375,7 @@ class Case:
             apart = f"`{moved.farthest}` has moved farthest, by {of_length(moved.farthest_share)} its length"
             return self._end(finding_of(first), rest=(text, apart))
         rate = max((float(group["lr"]) for group in self._optimizer.param_groups), default=self._refusal.lr)
-        text = f"the updates since step {step:,} were too large: they have moved the weights by "
-        text += f"{of_length(moved.share)} their length, at the rate {rate:.3g}"
+        text = f"{TOO_LARGE.format(step, of_length(moved.share))}, at the rate {rate:.3g}"
         rest: tuple[str, ...] = ("the data and the optimizer's state are not to blame",)
         top = max(first.modules.items(), key=lambda each: each[1] if each[1] == each[1] else -1.0, default=("", 0.0))
         if first.first_module:
@@ -419,19 +413,16 @@ class Case:
         rest = (f"`{name}` has changed most, by {of_length(share)} its length",)
         return self._end(Finding(WEIGHT, text, where=name), certain=True, rest=rest)
 
-    def _optimizer_faults(self, backup: Any, updates: int) -> list[OptimizerFault]:
-        names = {id(each): name for name, each in self._model.named_parameters()}
-        return optimizer_faults(self._optimizer, names, backup, updates)
-
-    def _of_optimizer(self, faults: list[OptimizerFault], rest: tuple[str, ...] = ()) -> Finding:
-        text = f"the optimizer's state of `{faults[0].name}` is damaged: {faults[0].text}"
+    def _of_optimizer(self, faults: Mapping[str, str], rest: tuple[str, ...] = ()) -> Finding:
+        name, fault = next(iter(faults.items()))
         rest += (f"and that of {len(faults) - 1} more",) if len(faults) > 1 else ()
-        return self._end(Finding(OPTIMIZER, text, where=faults[0].name), certain=True, rest=rest)
+        text = f"the optimizer's state of `{name}` is damaged: {fault}"
+        return self._end(Finding(OPTIMIZER, text, where=name), certain=True, rest=rest)
 
     # A batch that is good when it runs again.
 
     def _of_good_run(self, first: Trace) -> Finding:
-        faults = self._optimizer_faults(None, 0)
+        faults = optimizer_faults(self._model, self._optimizer)
         if faults:
             return self._of_optimizer(faults)
         if first.bad_gradients:
@@ -473,8 +464,7 @@ class Case:
                 text = f"{moved.alone.what} {moved.alone.change}"
                 return self._end(Finding(WEIGHT, text, where=moved.alone.name), rest=(seen,))
             if moved.share > LARGE_CHANGE and moved.many >= MANY:
-                text = f"the updates since step {step:,} were too large: they have moved the weights by "
-                return self._end(Finding(UPDATE, f"{text}{of_length(moved.share)} their length"), rest=(seen,))
+                return self._end(Finding(UPDATE, TOO_LARGE.format(step, of_length(moved.share))), rest=(seen,))
             if moved.share:
                 # A backup of just before may be of weights that were damaged as they are now.
                 seen += f", and the weights have moved by {of_length(moved.share)} their length since step {step:,}"

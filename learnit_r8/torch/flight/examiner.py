@@ -17,6 +17,7 @@ from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ...bridge.batch_rows import not_finite
+from ...events.incident import describe_error
 from ...recovery.cause import NOTHING, UNKNOWN, Finding, Refusal
 from ...sources.random_generators import set_random_state, state_of
 from ...state.tree import copy_to_host
@@ -26,7 +27,6 @@ from .causes import Case
 from .hand import Hand, Held
 from .state_faults import bad_weights, optimizer_faults, vanished_eps
 from .untouched import fits, untouched
-from .watch import describe_error
 
 if TYPE_CHECKING:
     from ..distributed.together import Sharing
@@ -157,13 +157,10 @@ class Examiner:
         weights = bad_weights(self._model)
         if weights:
             seen.append(f"{len(weights)} arrays of the weights are not finite, among them {next(iter(weights))}")
-            parameters = dict(self._model.named_parameters())
-            bad = {name: parameters[name] for name in weights if name in parameters}
-            seen += filter(None, [vanished_eps(self._optimizer, bad)])
-        names = {id(each): name for name, each in self._model.named_parameters()}
-        faults = optimizer_faults(self._optimizer, names, None, 0)
-        if faults and not weights:
-            seen.append(f"the optimizer's state of {faults[0].name}: {faults[0].text}")
+            seen += filter(None, [vanished_eps(self._model, self._optimizer, weights)])
+        elif faults := optimizer_faults(self._model, self._optimizer):
+            name, fault = next(iter(faults.items()))
+            seen.append(f"the optimizer's state of {name}: {fault}")
         text = "; ".join(seen) or "input, weights and the optimizer's state are finite" * (batch is not None)
         return Finding(UNKNOWN, text or "the weights and the optimizer's state are finite")
 

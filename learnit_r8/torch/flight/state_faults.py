@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -61,18 +61,6 @@ class Moved(NamedTuple):
     farthest: str = ""
     farthest_share: float = 0.0
     alone: Alone | None = None
-
-
-class OptimizerFault(NamedTuple):
-    """A part of an optimizer's state that no update can have made.
-
-    Attributes:
-        name: The parameter.
-        text: What is wrong.
-    """
-
-    name: str
-    text: str
 
 
 def is_sound(values: torch.Tensor, *, is_buffer: bool) -> bool:
@@ -190,19 +178,20 @@ def as_before(parameter: torch.Tensor, then: torch.Tensor, where: torch.Tensor) 
         parameter.data.copy_(now)
 
 
-def optimizer_faults(optimizer: Any, names: Mapping[int, str], backup: Any, updates: int) -> list[OptimizerFault]:
-    """Parts of the state of an optimizer that gradients cannot have made.
+def optimizer_faults(model: torch.nn.Module, optimizer: Any, backup: Any = None, updates: int = 0) -> dict[str, str]:
+    """What is wrong in parts of the state of an optimizer that gradients cannot have made, by their parameters.
 
     Adam's averages obey bounds: ``m**2 <= c * v`` with a number that follows from its betas, ``v`` falls no faster than
     by ``beta2`` each update, and none of its squares is negative.
 
     Args:
+        model: Names the parameters.
         optimizer: The optimizer.
-        names: Names of parameters by their id.
         backup: The state of the optimizer in a backup, or None.
         updates: Most updates since then.
     """
-    found = []
+    found = {}
+    names = {id(each): name for name, each in model.named_parameters()}
     held = backup.get("state") if isinstance(backup, Mapping) else None
     before = dict(held) if isinstance(held, Mapping) else {}
     number = -1
@@ -210,26 +199,27 @@ def optimizer_faults(optimizer: Any, names: Mapping[int, str], backup: Any, upda
         for parameter in group["params"]:
             number += 1
             state = optimizer.state.get(parameter, {})
-            name = names.get(id(parameter), f"parameter {number}")
             fault = _fault_of(state, before.get(number, {}), group, updates)
             if fault:
-                found.append(OptimizerFault(name, fault))
+                found[names.get(id(parameter), f"parameter {number}")] = fault
     return found
 
 
-def vanished_eps(optimizer: Any, names: Mapping[str, Any]) -> str:
+def vanished_eps(model: torch.nn.Module, optimizer: Any, bad: Collection[str]) -> str:
     """What an optimizer's eps is in the type of its parameters, if that is 0, so that updates divide by 0; "" if not.
 
     Args:
+        model: Names the parameters.
         optimizer: The optimizer.
-        names: The parameters that are not finite, by name.
+        bad: Names of those that are not finite.
     """
+    named = [(name, each) for name, each in model.named_parameters() if name in bad]
     for group in getattr(optimizer, "param_groups", ()):
         eps = group.get("eps")
         # What is fused computes in float32.
         if not isinstance(eps, float) or not eps > 0 or group.get("fused"):
             continue
-        for name, each in names.items():
+        for name, each in named:
             squares = optimizer.state.get(each, {}).get("exp_avg_sq", each)
             is_own = any(each is parameter for parameter in group["params"])
             if is_own and float(torch.tensor(eps, dtype=squares.dtype)) == 0:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ...events.incident import describe_error
 from ...recovery.cause import BACKWARD, FORWARD, LOSS, SCALE, UNKNOWN, Finding
 from ...state.tree import leaves
 
@@ -446,11 +447,6 @@ def describe_gradient(trace: Trace) -> tuple[str, str]:
 def of_length(share: float) -> str:
     """A share of a length in words."""
     return f"{share:.0%} of" if share < 10 else f"{share:,.3g} times"
-
-
-def describe_error(error: Exception) -> str:
-    """The first line of an error."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def describe_run(trace: Trace, *, has_loss: bool) -> str:
