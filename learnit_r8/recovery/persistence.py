@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -50,14 +51,11 @@ LEAST_SIZE, BEYOND = 64, 3.0
 """Numbers in an array of which one alone does not grow like that, as those of its row and column do so with it; and how
 many times as large as all others before they may be beside it. A bias or a scale is trained by itself."""
 
+IS_WEIGHT = re.compile(r"(?!.*opt)(model|(.*\.)?params)\.").match
+"""Whether a dotted key of a state is that of a weight, as adapters name them, and no number of an optimizer's."""
+
 NO_MEMORY = 2**62
 """Stands for the microseconds of a backup for which there was no memory."""
-
-
-def is_weight(key: str) -> bool:
-    """Whether a dotted key of a state is that of weights, as adapters name them, and not of an optimizer's numbers."""
-    parts = key.split(".")
-    return (parts[0] == "model" or "params" in parts) and not any("opt" in part for part in parts)
 
 
 def usual_interval(steps_per_epoch: int) -> Condition:
@@ -264,7 +262,7 @@ class BackupTimer:
         """The name of an array of weights in which a single number is a hundred times as large as any weight was at the
         last backup, and no other one three times; "" if there is none. Too large an update changes more of them.
         """
-        weights = tree.weights_in(state, is_weight)
+        weights = tree.weights_in(state, IS_WEIGHT)
         peaks, highest = tree.peaks_of(weights), max(self.peaks.values(), default=0.0)
         before = {key: highest for key, peak in self.peaks.items() if peak}
         found = tree.outgrown(weights, peaks, before, least=BEYOND)

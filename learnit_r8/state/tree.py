@@ -405,7 +405,7 @@ class Grown(NamedTuple):
     before: float
 
 
-def weights_in(state: Any, is_weight: Callable[[str], bool] = lambda key: True) -> dict[str, Any]:
+def weights_in(state: Any, is_weight: Callable[[str], object]) -> dict[str, Any]:
     """The arrays of floats in a state by their dotted keys, but for empty ones and statistics.
 
     Args:

@@ -380,7 +380,9 @@ class StepHooks:
             if is_turn and may_look and (self._is_alone or controller.norms.is_used) and not r8.is_over:
                 controller.note_gradients(*stepper.gradient_sizes())
         # A closure computes the gradient later.
-        if controller.state.watches_steps and all(each is None for each in (*given[1:], *named.values())):
+        if controller.lineage.updates < controller.state.watched_until and all(
+            each is None for each in (*given[1:], *named.values())
+        ):
             self.withhold(optimizer)
         if self._schedules is None:
             return
