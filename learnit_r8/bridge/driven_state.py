@@ -17,14 +17,18 @@ import numpy as np
 from ..sources.random_generators import random_state, set_random_state
 from ..state import codec
 from ..state.callbacks import OWN, Callbacks
-from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, open_node, pack, unpack
-from .host import has_ruined
+from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, not_finite, open_node, pack, unpack
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
     from ..sources.ticket import Outcome
 
 _NOTHING: Any = object()
+
+HIDDEN = (
+    "step {:,}: the step has made numbers of the state not finite, which the loss need not show, as where a rectifier "
+    "turns NaN into 0: its batch is refused, as will be any other that does so."
+)
 
 NOT_HELD = "checkpoints cannot hold {}: it is left out, and stays as it is when they are loaded."
 
@@ -173,6 +177,23 @@ class DrivenState:
         if is_resume or not from_ram:
             set_random_state(source["random"])
         return source.get(OWN)
+
+
+def has_ruined(r8: R8Scheduler, get_state: Callable[[], Any]) -> bool:
+    """Whether a step has made numbers of the state not finite, which is said; looked for only after that has happened.
+
+    Args:
+        r8: The scheduler.
+        get_state: Returns the state after the step, as a state callback does.
+    """
+    persistence = r8.controller.live.persistence
+    # Several processes would have to agree.
+    if not r8.controller.state.watches_steps or persistence.agreement.ranks is not None:
+        return False
+    is_ruined = not persistence.backup_timer.meant.issuperset(not_finite(get_state()))
+    if is_ruined:
+        r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
+    return is_ruined
 
 
 def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:

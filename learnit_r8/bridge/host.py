@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from ..state.tree import not_finite
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -34,29 +31,6 @@ def expect_rivals(r8: R8Scheduler, num_losses: int, num_optimizers: int) -> None
     """Hear how many losses come in one report, and how many optimizers step."""
     if num_losses > 1 and num_optimizers > 1 and r8.controller.expect_rivals():
         r8.host.say_once("rivals", RIVALS.format(num_losses, num_optimizers), is_warning=False)
-
-
-HIDDEN = (
-    "step {:,}: the step has made numbers of the state not finite, which the loss need not show, as where a rectifier "
-    "turns NaN into 0: its batch is refused, as will be any other that does so."
-)
-
-
-def has_ruined(r8: R8Scheduler, get_state: Callable[[], Any]) -> bool:
-    """Whether a step has made numbers of the state not finite, which is said; looked for only after that has happened.
-
-    Args:
-        r8: The scheduler.
-        get_state: Returns the state after the step, as a state callback does.
-    """
-    persistence = r8.controller.live.persistence
-    # Several processes would have to agree.
-    if not r8.controller.state.watches_steps or persistence.agreement.ranks is not None:
-        return False
-    is_ruined = not persistence.backup_timer.meant.issuperset(not_finite(get_state()))
-    if is_ruined:
-        r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
-    return is_ruined
 
 
 def num_left(r8: R8Scheduler) -> int:

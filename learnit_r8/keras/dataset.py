@@ -293,11 +293,15 @@ class SamplePipeline(R8Dataset):
         self._form = "gathered"
         self._stages: list[Callable[[Any, bool], Any]] = []
         numbers = tf.data.Dataset.range(r8.steps_per_epoch)
-        # An epoch that goes on after an interruption has fewer batches.
-        drawn = numbers.take_while(lambda number: tf.gather(order.counts, number) > 0)
-        self._source = drawn.map(lambda number: (order.places(number), order.rows(columns, number)))
-        self._built = self._source
-        self._batches: dict[bool, Any] = {}
+
+        def source(*, is_whole: bool) -> Any:
+            # Each function costs some milliseconds an epoch.
+            drawn = numbers if is_whole else numbers.take_while(lambda number: tf.gather(order.counts, number) > 0)
+            return drawn.map(lambda number: (order.places(number), order.rows(columns, number)))
+
+        self._source = source
+        self._built = source(is_whole=True)
+        self._batches: dict[tuple[bool, bool], Any] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -479,18 +483,21 @@ class SamplePipeline(R8Dataset):
         self._check_is_batched()
         tickets = self.drawn.epoch
         self._order.set(tickets)
-        is_regular = all(len(ticket.indices) == self._size for ticket in tickets[:-1])
-        if is_regular not in self._batches:
-            self._batches[is_regular] = self._compared(is_regular)
-        return self._batches[is_regular]
+        kind = (
+            len(tickets) == self.r8.steps_per_epoch,
+            all(len(ticket.indices) == self._size for ticket in tickets[:-1]),
+        )
+        if kind not in self._batches:
+            self._batches[kind] = self._compared(*kind)
+        return self._batches[kind]
 
-    def _compared(self, is_regular: bool) -> Any:
+    def _compared(self, is_whole: bool, is_regular: bool) -> Any:
         """The data set of batches as ``fit`` takes them, whose places are compared with the order."""
         import tensorflow as tf
 
         order, dataset = self._order, self._built
-        if not is_regular:
-            dataset = self._source
+        if not (is_whole and is_regular):
+            dataset = self._source(is_whole=is_whole)
             for stage in self._stages:
                 dataset = stage(dataset, is_regular)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ..bridge.host import has_ruined
+from ..bridge.driven_state import has_ruined
 from ..state.callbacks import Callbacks, Repeat
 from ..triggers import Condition
 from .devices import OTHER_NUMBER, check_devices, num_devices
@@ -122,7 +122,7 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
             self._recorder.live.set(rate_of(self.model.optimizer), lr)
 
     def _has_ruined(self) -> bool:
-        """Whether the last step has made numbers of the model not finite, see `bridge.host.has_ruined`."""
+        """Whether the last step has made numbers of the model not finite, see `bridge.driven_state.has_ruined`."""
         return self._state is not None and has_ruined(self._r8, self._state.read)
 
     @contextlib.contextmanager

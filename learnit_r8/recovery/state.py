@@ -42,8 +42,8 @@ WATCHED, WATCHED_TIMES = 1000, 2
 far. A sample that comes once in an epoch is seen again, and a fault that never does costs a look for a while."""
 
 LEFT_OUT = (
-    "step {:,}: a gradient is not finite, so the optimizer's step was left out ({} so far). Weights were not finite "
-    "before, and each gradient is looked at since then."
+    "step {:,}: a gradient is not finite, so the optimizer's step was left out ({} so far), as each is looked at since "
+    "weights were not finite."
 )
 
 LOOPING, LOOP_STEPS = 3, 100

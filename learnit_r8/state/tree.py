@@ -423,7 +423,9 @@ def weights_in(state: Any, is_weight: Callable[[str], object]) -> dict[str, Any]
 
 def peaks_of(weights: Mapping[str, Any]) -> dict[str, float]:
     """The largest absolute value of each array; nothing is copied."""
-    return {key: max(float(array.max()), -float(array.min())) for key, array in weights.items()}
+    # Complex numbers are not ordered.
+    real = {key: abs(each) if "complex" in str(each.dtype) else each for key, each in weights.items()}
+    return {key: max(float(each.max()), -float(each.min())) for key, each in real.items()}
 
 
 def outgrown(

@@ -104,7 +104,9 @@ def test_order_is_kept():
     assert taken == [[], [], [], [0, 1, 2, 3], [4]]
 
 
-RESTORES = pytest.mark.filterwarnings("ignore:.*the weights were damaged", "ignore:more than half of the last 100")
+RESTORES = pytest.mark.filterwarnings(
+    "ignore:.*the weights were damaged", "ignore:more than half of the last 100", "ignore:.*a gradient is not finite"
+)
 
 
 @RESTORES
@@ -163,6 +165,7 @@ def test_batch_after_a_late_refusal_is_not_stepped():
     assert outcomes[refused[0]].rolled_back_to is not None
 
 
+@pytest.mark.filterwarnings("ignore:the run was closed")
 def test_checkpoint_waits_for_losses(tmp_path):
     """A checkpoint holds the losses of all steps that its model has taken."""
     adapter = adapted(sharing=Slow(9), checkpoint_dir=tmp_path, checkpoint_every=5)

@@ -16,7 +16,9 @@ from tests.trial_common import begin_trial
 
 RESTORED = ("large weights", "moments")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(weights were damaged|sample 77|loss of sample)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(weights were damaged|gradient is not finite|sample 77|loss of sample)"
+)
 
 
 @pytest.mark.program
