@@ -371,7 +371,10 @@ def test_weights_of_nan_in_each_epoch_cost_no_more_at_the_end():
                 if adapter.report(loss := cross_entropy(model(inputs), labels)):
                     descend(optimizer, loss)
                     if adapter.scheduler.handed_out == len(loader):
-                        for each in model.parameters():
+                        moments = [
+                            each[name] for each in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+                        ]
+                        for each in (*model.parameters(), *moments):
                             each.data.fill_(float("nan"))
     restored = [each.to_step for each in heard if isinstance(each, events.RolledBack)]
 
