@@ -55,7 +55,7 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/own/test_bad_batches.py -k come_again", "each gradient of NaN behind a finite loss costs a restore"),
     ("recovery/persistence.py", "before, least=BEYOND)", "before, least=FAR_GROWN)",
      "recovery/test_model.py -k stray_write", "a row that was trained at a high rate is put back"),
-    ("recovery/model.py", "whole[is_high] = before[is_high]", "whole[...] = before",
+    ("recovery/model.py", "whole[place] = before[place].item()", "whole[...] = before",
      "torch/own/test_healing.py -k no_loss_shows", "a stray write undoes what the other weights have learned"),
     ("recovery/model.py", "count(stray.key) < MOST_SINGLES", "count(stray.key) < 9",
      "torch/own/test_healing.py -k again_and_again", "a weight that somebody sets is put back for ever"),

@@ -203,8 +203,9 @@ class LiveModel:
         def mended(leaf: Any, *path: Any) -> Any:
             if ".".join(map(str, path)) != stray.key:
                 return leaf
-            whole, is_high = clone(leaf), abs(leaf) >= stray.peak
-            whole[is_high] = before[is_high]
+            whole, place = clone(leaf), np.unravel_index(int(abs(leaf).argmax()), leaf.shape)
+            # The backup may be on another device.
+            whole[place] = before[place].item()
             return whole
 
         if timer.singles.count(stray.key) < MOST_SINGLES and getattr(before, "shape", None) is not None:
