@@ -129,6 +129,25 @@ def train(adapter, loader=None, *, epochs=None, nan_at=(), seen=None):
     return outcomes
 
 
+def learn(adapter, loss_of, *, batches=None, before=None):
+    """A loop that takes its steps itself, where the loss of a batch is not refused; the outcomes.
+
+    Args:
+        loss_of: ``(*batch)``, one loss or those of samples.
+        batches: What each epoch goes through, if not the adapter's own.
+        before: ``(turn, *batch)``, called first with the number of batches so far; the batch in its place, or None.
+    """
+    outcomes = []
+    for _ in adapter.epochs():
+        for batch in adapter.batches() if batches is None else batches:
+            batch = (before and before(len(outcomes), *batch)) or batch
+            losses = loss_of(*batch)
+            outcomes.append(adapter.report(losses))
+            if outcomes[-1]:
+                descend(adapter.optimizer, losses.mean())
+    return outcomes
+
+
 def weights(model):
     return np.concatenate([each.detach().numpy().ravel() for each in model.state_dict().values()])
 

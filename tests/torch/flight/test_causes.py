@@ -19,7 +19,7 @@ from learnit_r8.torch.flight.causes import Runs, join
 from learnit_r8.torch.flight.state_faults import compare
 from learnit_r8.torch.flight.watch import describe_place, run_watched
 from tests.torch.flight.test_place import data, train
-from tests.torch_common import descend
+from tests.torch_common import learn
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 REFUSAL = Refusal(1, math.nan, 1.0, False, False, [], 0.1)
@@ -162,10 +162,9 @@ def test_a_batch_that_cannot_run_twice_is_said_and_named_in_the_record(tmp_path)
         model, torch.optim.Adam(model.parameters()), stream(), num_epochs=1, listeners=[heard], run_batch=run,
         run_dir=RunDir(tmp_path, record="batch"), backup_every=4,
     )  # fmt: skip
-    for _ in adapter.epochs():
+    with adapter:
         for batch in adapter.batches():
             adapter.step(run(batch))
-    adapter.close()
 
     assert adapter.scheduler.global_step == 24
     [found] = heard.of(events.CauseFound)
@@ -187,11 +186,7 @@ def train_in(kind, optimizer_of, *, num_steps, **settings):
     settings |= {"num_steps": num_steps, "listeners": [told], "handle_signals": False}
     try:
         with attach(model, optimizer, loader, **settings) as adapter:
-            for _ in adapter.epochs():
-                for x, y in adapter.batches():
-                    loss = nn.functional.cross_entropy(model(x).float(), y)
-                    if adapter.report(loss):
-                        descend(optimizer, loss)
+            learn(adapter, lambda x, y: nn.functional.cross_entropy(model(x).float(), y))
     except TrainingDiverged as error:
         return model, str(error), told
     return model, "", told

@@ -49,12 +49,10 @@ def train(folder, *, value, own_loader=False, workers=0, bad=(BAD,), until=60, *
     common = {"num_steps": 60, "run_dir": folder, "run_batch": lambda batch: loss_fn(model, batch), **settings}
     fetched = {"num_workers": workers, "persistent_workers": workers > 0}
     if own_loader:
-        loader = torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True, **fetched)
-        adapter = attach(model, optimizer, loader, **grouped(common))
+        dataset = torch.utils.data.DataLoader(dataset, batch_size=8, shuffle=True, **fetched)
     else:
-        adapter = attach(
-            model, optimizer, dataset, batch_size=8, sample_ids=[f"img/{n}.png" for n in range(64)], **grouped(common)
-        )
+        common |= {"batch_size": 8, "sample_ids": [f"img/{n}.png" for n in range(64)]}
+    adapter = attach(model, optimizer, dataset, **grouped(common))
     losses, weights = {}, {}
     for _ in adapter.epochs():
         for batch in adapter.batches() if own_loader else adapter.loader(**fetched):

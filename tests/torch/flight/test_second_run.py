@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import mse_loss
 
 from learnit_r8.torch import attach
+from tests.torch_common import equal
 
 NUM_STEPS, BATCH_SIZE = 24, 4
 
@@ -84,14 +85,6 @@ def train(flip=None, *, seed=0, bad_step=None, draws=False, keeps=True, scaler=N
     return model, adapter, [str(each.message) for each in caught]
 
 
-def weights_of(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def is_equal(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("where", ["backward", "forward"])
 @pytest.mark.parametrize("draws", [False, True])
 def test_a_flip_is_transient_and_leaves_no_trace(where, draws):
@@ -99,7 +92,7 @@ def test_a_flip_is_transient_and_leaves_no_trace(where, draws):
     model, adapter, said = train(Flip({9}, where), draws=draws)
     plain = train(draws=draws)[0]
 
-    assert is_equal(weights_of(model), weights_of(plain))
+    assert equal(model.state_dict().values(), plain.state_dict().values())
     assert adapter.scheduler.sentry.num_refused == 0
     assert "1 transient fault" in adapter.scheduler.summary()
     assert not [each for each in said if "refused" in each]
