@@ -52,7 +52,7 @@ class Mutant(NamedTuple):
 MUTANTS = [Mutant(*each) for each in (
     # recovery/
     ("recovery/recovery.py", "            self.state.watch_steps()\n            is_again", "            is_again",
-     "torch/own/test_bad_batches.py -k come_again", "each gradient of NaN behind a finite loss costs a restore"),
+     "contract/test_data.py -k recurring_hidden_nan", "each gradient of NaN behind a finite loss costs a restore"),
     ("recovery/persistence.py", "before, least=BEYOND)", "before, least=FAR_GROWN)",
      "recovery/test_model.py -k stray_write", "a row that was trained at a high rate is put back"),
     ("recovery/model.py", "whole[place] = before[place].item()", "whole[...] = before",

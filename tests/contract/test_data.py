@@ -121,11 +121,14 @@ def test_many_bad_batches(column):
     assert by_case(column, cases) == {}
 
 
-@rule([name for name in COLUMNS if name not in ("numpy", "numpy own")])
+@rule([name for name in COLUMNS if name not in ("numpy", "numpy own", "epoch_stream")])
 def test_recurring_hidden_nan(column):
-    """Where such batches come again and again, those after the first few cost themselves and undo nothing else."""
+    """Where such batches come again and again, those after the first cost themselves and undo nothing else.
+
+    Not where R8 sees the weights after a step alone, as in a loop of one's own over numpy.
+    """
     case = Case(epochs=5, batch_faults=dict.fromkeys(range(7, 80, 9), NAN), activation="relu")
     found = run(column, case)
-    num_restored = len(found.heard(events.RolledBack))
+    num_found = len(found.heard(events.DamageFound, events.RolledBack))
 
-    assert (complaints(found), num_restored <= 2) == ([], True), num_restored
+    assert (complaints(found), num_found <= 2) == ([], True), num_found
