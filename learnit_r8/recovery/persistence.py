@@ -405,7 +405,7 @@ class Persistence:
         self.backup.witness_size = witness_size
         if is_other:
             self.backup.clear()
-            self.backup.earlier = None
+            self.backup.earlier, self.backup_timer.peaks = None, {}
         self.wake()
         self.hand_over_pending()
         return self.callbacks

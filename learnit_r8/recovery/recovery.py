@@ -459,7 +459,7 @@ class RecoveryController:
         if array in timer.variances.ruined:
             self.live.put_statistics()
             return
-        if timer.stray is not None:
+        if timer.stray is not None and timer.stray.key == array:
             self.live.put_single()
             return
         timer.note_done(step)

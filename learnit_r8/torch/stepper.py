@@ -318,9 +318,9 @@ class Stepper:
 
 def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
     found = [each.coalesce().values() if each.is_sparse else each for each in gradients]
-    # A sum of squares would overflow in half precision; of no numbers there is no largest.
-    largest = torch._foreach_norm([each for each in found if each.numel()], math.inf) if found else ()
-    return torch.stack(largest).sum() if largest else torch.zeros(())
+    # Of no numbers there is no largest; a sum of squares would overflow in half precision.
+    found = [each for each in found if each.numel()]
+    return torch.stack(torch._foreach_norm(found, math.inf)).sum() if found else torch.zeros(())
 
 
 class StepHooks:
@@ -328,8 +328,8 @@ class StepHooks:
     its steps, holds it by its hooks.
 
     Before a step its gradient is looked at, one time in `DEAD_EVERY`. Once weights were not finite it is before each:
-    one that is not finite is kept from the optimizer for the duration of the step, which changes nothing then. So is a
-    rate of the user's own that is lowered, if recovery asks for it: whatever sets the rate, even a recursive schedule,
+    one that is not finite is kept from the optimizer for the duration of the step, which changes nothing then. A rate of
+    the user's own is lowered for as long, if recovery asks for it, so that whatever sets it, even a recursive schedule,
     never sees that.
 
     Args:
