@@ -328,9 +328,9 @@ class StepHooks:
     its steps, holds it by its hooks.
 
     Before a step its gradient is looked at, one time in `DEAD_EVERY`. Once weights were not finite it is before each:
-    one that is not finite is kept from the optimizer for the duration of the step, which changes nothing then. A rate of
-    the user's own is lowered for as long, if recovery asks for it, so that whatever sets it, even a recursive schedule,
-    never sees that.
+    one that is not finite is kept from the optimizer for the duration of the step, which changes nothing then. A rate
+    of the user's own is lowered for as long, if recovery asks for it, so that whatever sets it, even a recursive
+    schedule, never sees that.
 
     Args:
         r8: The run, which the optimizer may outlive.
