@@ -29,6 +29,7 @@ from ..state.tree import (
     num_float_arrays,
     outgrown,
     peaks_of,
+    sums_of,
     weights_in,
 )
 from .backups import FAR_GROWN, Backup
@@ -152,7 +153,7 @@ class LiveModel:
         get, found = self.persistence.callbacks.state, ""
         # The next backup raises the callback's error.
         with contextlib.suppress(Exception):
-            found = "" if get is None else self.persistence.backup_timer.damage_in(get())
+            found = "" if get is None else self.persistence.backup_timer.damage_in(sums_of(get()))
         return self.persistence.agreement.agree(found) if is_shared else found
 
     def look(self) -> str:
@@ -422,8 +423,8 @@ def _growth_of(state: Any, backup: Any, roots: Collection[str] = (), *, least: f
     def is_weight(key: str) -> bool:
         return not roots or key.split(".")[0] in roots
 
-    weights = weights_in(state, is_weight)
-    return outgrown(weights, peaks_of(weights), peaks_of(weights_in(backup, is_weight)), least=least)
+    weights, before = (weights_in(sums_of(each), is_weight) for each in (state, backup))
+    return outgrown(weights, peaks_of(weights), peaks_of(before), least=least)
 
 
 def repair(state: Any, backup: Any, meant: Collection[str] = (), ruined: Collection[str] = ()) -> tuple[Any, list[str]]:

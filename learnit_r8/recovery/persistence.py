@@ -47,9 +47,8 @@ LEAST_GROWTH = 1 / 8
 DOUBLING_SECONDS, TIME_SHARE = 0.1, 0.01
 """What backups may take while the steps double: so many seconds, or this share of the time so far."""
 
-LEAST_SIZE, BEYOND = 64, 3.0
-"""Numbers in an array of which one alone does not grow like that, as those of its row and column do so with it; and how
-many times as large as all others before they may be beside it. A bias or a scale is trained by itself."""
+BEYOND = 3.0
+"""How many times as large as all others before weights may be beside one that was written into."""
 
 IS_WEIGHT = re.compile(r"(?!.*opt)(model|(.*\.)?params)\.").match
 """Whether a dotted key of a state is that of a weight, as adapters name them, and no number of an optimizer's."""
@@ -85,7 +84,7 @@ class BackupTimer:
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         num_lasting: How often each array was damaged again, see `note_lasting`.
         variances: Finds running statistics that a batch has ruined.
-        peaks: The largest number in each array of weights at the last backup.
+        peaks: The largest number in each array of weights at the last look.
         stray: What `stray_in` has found.
         singles: The arrays in which a single weight was put back.
     """
@@ -184,7 +183,8 @@ class BackupTimer:
             return ""
         self.is_look_due = False
         if not (is_first or is_now):
-            return self.told(self._agreement.agree(self.damage_in(get())))
+            sums = tree.sums_of(get())
+            return self.told(self._agreement.agree(self.damage_in(sums))) or self.stray_in(sums)
         self.is_early = is_early and not is_first
         self._seconds, began = elapsed.time, time.perf_counter()
         try:
@@ -215,7 +215,8 @@ class BackupTimer:
         Raises:
             TypeError: the state cannot be copied.
         """
-        damaged = self.told(self._agreement.agree(self.damage_in(state))) or self.stray_in(state)
+        sums = tree.sums_of(state)
+        damaged = self.told(self._agreement.agree(self.damage_in(sums))) or self.stray_in(sums)
         if damaged:
             # Due again until it is answered.
             return damaged
@@ -245,9 +246,12 @@ class BackupTimer:
             self._announcer.tell(events.DamageFound, array=damaged)
         return damaged or next(iter(self.variances.ruined), "")
 
-    def damage_in(self, state: Any) -> str:
-        """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none."""
-        sums = tree.sums_of(state)
+    def damage_in(self, sums: list[tree.Sum]) -> str:
+        """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none.
+
+        Args:
+            sums: Those of the state, see `sums_of`.
+        """
         bad = tree.faults_in(sums)
         self.variances.compare(sums, is_alone=self._agreement.ranks is None)
         is_first, self._is_first = self._is_first, False
@@ -258,18 +262,22 @@ class BackupTimer:
                 self.meant.add(key)
         return next((key for key in bad if key not in self.meant), "")
 
-    def stray_in(self, state: Any) -> str:
+    def stray_in(self, sums: list[tree.Sum]) -> str:
         """The name of an array of weights in which a single number is a hundred times as large as any weight was at the
-        last backup, and no other one three times; "" if there is none. Too large an update changes more of them.
+        last look, and no other one three times; "" if there is none. Too large an update changes more of them, where
+        what is trained is trained in rows.
         """
-        weights = tree.weights_in(state, IS_WEIGHT)
+        weights = tree.weights_in(sums, IS_WEIGHT)
         peaks, highest = tree.peaks_of(weights), max(self.peaks.values(), default=0.0)
         before = {key: highest for key, peak in self.peaks.items() if peak}
-        found = tree.outgrown(weights, peaks, before, least=BEYOND)
-        is_alone = found is not None and found.num == 1 and found.peak > FAR_GROWN * highest
+        found, newest = tree.outgrown(weights, peaks, before, least=BEYOND), self.backup.newest
         # Of several processes another one may have no such weight.
-        is_alone = is_alone and self._agreement.ranks is None
-        if found is None or not is_alone or found.size < LEAST_SIZE or max(weights[found.key].shape) == found.size:
+        if found is None or newest is None or self._agreement.ranks is not None:
+            self.peaks = peaks
+            return ""
+        backup = dict(tree.leaves(newest.state)).get(found.key)
+        is_alone = found.num == 1 and found.peak > FAR_GROWN * highest
+        if not (is_alone and tree.is_trained_in_rows(weights[found.key], backup)):
             self.peaks = peaks
             return ""
         self.stray = found

@@ -687,6 +687,8 @@ class RecoveryController:
 
     def _conclude(self, case: Case, finding: Finding) -> None:
         """Act on what an experiment has found."""
+        if self.live.mended:
+            self.state.watch_steps()
         self._remedies.tell_noise(finding.tested)
         if case.of_untrained:
             # Of several batches, and of what their losses mean by now.

@@ -405,18 +405,17 @@ class Grown(NamedTuple):
     before: float
 
 
-def weights_in(state: Any, is_weight: Callable[[str], object]) -> dict[str, Any]:
+def weights_in(sums: Iterable[Sum], is_weight: Callable[[str], object]) -> dict[str, Any]:
     """The arrays of floats in a state by their dotted keys, but for empty ones and statistics.
 
     Args:
-        state: A state.
+        sums: See `sums_of`.
         is_weight: Whether a key is one of those.
     """
     return {
         key: array
-        for key, leaf in leaves(state)
+        for key, leaf, array, _ in sums
         if hasattr(leaf, "shape") and "mean" not in key and "var" not in key and is_weight(key)
-        for array in _floats_of(leaf)
         if math.prod(array.shape)
     }
 
@@ -450,6 +449,28 @@ def outgrown(
             array = weights[key]
             return Grown(key, int((abs(array) > limit).sum()), math.prod(array.shape), peak, before[key])
     return None
+
+
+LEAST_SIZE, ROW_SHARE = 64, 0.5
+"""Numbers in an array of which one alone hardly grows by far, and the share of a row that is trained at once. A bias or
+a scale is trained by itself, and so is an entry of a table of values, or a weight of an input that is mostly 0."""
+
+
+def is_trained_in_rows(array: Any, backup: Any) -> bool:
+    """Whether an array of weights has changed since a backup in whole rows, one aside, and in two at least.
+
+    >>> rows, entries = np.ones((16, 8)), np.eye(16, 8)
+    >>> is_trained_in_rows(rows, 0 * rows), is_trained_in_rows(entries, 0 * entries)
+    (True, False)
+    """
+    shape = getattr(backup, "shape", ())
+    if len(shape) < 2 or shape != array.shape or math.prod(shape) < LEAST_SIZE:
+        return False
+    now, before = (kinds.to_numpy(each) if kinds.is_tensor(each) else np.asarray(each) for each in (array, backup))
+    shares = (now != before).reshape(len(now), -1).mean(1)
+    trained = np.delete(shares, np.unravel_index(abs(now).argmax(), now.shape)[0])
+    trained = trained[trained > 0]
+    return len(trained) > 1 and bool(trained.min() >= ROW_SHARE)
 
 
 def _mean(array: Any) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import platform
+import re
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -323,6 +326,17 @@ def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack(torch._foreach_norm(found, math.inf)).sum() if found else torch.zeros(())
 
 
+@functools.cache
+def _passes_over(kind: Any) -> bool:
+    """Whether optimizers of a class pass over parameters without a gradient, as torch's own do; others may raise."""
+    if kind.__module__.startswith("torch.optim."):
+        return True
+    try:
+        return re.search(r"grad is None:\s+continue", inspect.getsource(kind.step)) is not None
+    except (AttributeError, OSError, TypeError):
+        return False
+
+
 class StepHooks:
     """What happens around the steps of an optimizer, whoever takes them; the optimizer, or the one within it that takes
     its steps, holds it by its hooks.
@@ -401,8 +415,9 @@ class StepHooks:
 
         Only once weights were not finite, as each look reads a number back from the device.
         """
-        r8 = self._run()
-        if r8 is None or not (r8.controller.state.watches_steps and self._may_withhold):
+        r8, kind = self._run(), optimizer.__class__
+        is_watched = r8 is not None and r8.controller.state.watches_steps
+        if r8 is None or not (is_watched and self._may_withhold and _passes_over(kind)):
             return
         held = [(each, each.grad) for group in optimizer.param_groups for each in group["params"]]
         held = [(each, gradient) for each, gradient in held if gradient is not None]
@@ -422,7 +437,9 @@ class StepHooks:
         """Have `_after` called, from the first step on that needs it."""
         if optimizer not in self._put_back:
             self._put_back.add(optimizer)
-            optimizer.register_step_post_hook(self._after)
+            handle = optimizer.register_step_post_hook(self._after)
+            # Before hooks of the user's, which may look at gradients.
+            optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)
 
     def _after(self, optimizer: Any, *_: Any) -> None:
         saved, self._saved = self._saved, None

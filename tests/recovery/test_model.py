@@ -9,6 +9,7 @@ import pytest
 from learnit_r8 import events
 from learnit_r8.recovery.backups import Backup
 from learnit_r8.recovery.model import LiveModel
+from learnit_r8.state.tree import sums_of
 from learnit_r8.testing import record_events
 from tests.drive import NAN, Weights, advance_to, make
 
@@ -179,21 +180,23 @@ def test_one_weight_that_has_outgrown_all_others():
 
 
 @pytest.mark.parametrize(
-    ("key", "shape", "changes", "is_stray"),
+    ("key", "shape", "changes", "trained", "is_stray"),
     [
-        ("model.w", (8, 16), {3: 1e3}, True),
-        ("state.params.w", (8, 16), {3: -1e3}, True),
-        ("model.w", (8, 16), {3: 1e3, 4: 5.0}, False),
-        ("model.w", (8, 16), {3: 50.0}, False),
-        ("model.w", (128,), {3: 1e3}, False),
-        ("model.w", (1, 128), {3: 1e3}, False),
-        ("model.w", (4, 4), {3: 1e3}, False),
-        ("optimizer.w", (8, 16), {3: 1e3}, False),
-        ("state.opt_state.params.w", (8, 16), {3: 1e3}, False),
+        ("model.w", (8, 16), {3: 1e3}, slice(None), True),
+        ("state.params.w", (8, 16), {3: -1e3}, slice(32, 96), True),
+        ("model.w", (8, 16), {3: 1e3, 4: 5.0}, slice(None), False),
+        ("model.w", (8, 16), {3: 50.0}, slice(None), False),
+        ("model.w", (8, 16), {3: 1e3}, slice(0, None, 5), False),
+        ("model.w", (8, 16), {3: 1e3}, slice(0), False),
+        ("model.w", (128,), {3: 1e3}, slice(None), False),
+        ("model.w", (1, 128), {3: 1e3}, slice(None), False),
+        ("model.w", (4, 4), {3: 1e3}, slice(None), False),
+        ("optimizer.w", (8, 16), {3: 1e3}, slice(None), False),
+        ("state.opt_state.params.w", (8, 16), {3: 1e3}, slice(None), False),
     ],
 )
-def test_what_is_taken_for_a_stray_write(key, shape, changes, is_stray):
-    """One number of a matrix of weights alone, far beyond all; not what an update or a single row may do."""
+def test_what_is_taken_for_a_stray_write(key, shape, changes, trained, is_stray):
+    """One number of a matrix trained in rows, far beyond all; not what an update may do, or somebody with a buffer."""
     timer = make(state_callback=Weights().get).host.persistence.backup_timer
     weights = np.linspace(-1.0, 1.0, math.prod(shape)).reshape(shape)
     first, *path = reversed(key.split("."))
@@ -204,8 +207,9 @@ def test_what_is_taken_for_a_stray_write(key, shape, changes, is_stray):
             nest = {name: nest}
         return nest
 
-    assert timer.stray_in(state(weights)) == ""
+    assert timer.take(state(weights), 1, 1) == ""
     changed = weights.copy()
+    changed.flat[trained] *= 1.01
     for place, value in changes.items():
         changed.flat[place] = value
-    assert timer.stray_in(state(changed)) == (key if is_stray else "")
+    assert timer.stray_in(sums_of(state(changed))) == (key if is_stray else "")

@@ -127,6 +127,43 @@ def test_a_gradient_of_nan_is_kept_from_the_optimizer(name, reports_first):
             assert torch.equal(torch.as_tensor(kept), torch.as_tensor(found))
 
 
+class Handwritten(torch.optim.Optimizer):
+    """An optimizer that expects a gradient of each parameter."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for each in group["params"]:
+                each.sub_(each.grad, alpha=group["lr"])
+
+
+def test_an_optimizer_that_needs_all_gradients_gets_them():
+    """Nothing is kept from one whose code does not pass over what has none; the weights are put back as before."""
+    model, _, adapter = train_with_nan_gradients(
+        lambda model: Handwritten(model.parameters()), True, faults={10, 30, 50}, is_watched=True
+    )
+
+    assert "left out for gradients" not in adapter.summary()
+    assert all(bool(each.isfinite().all()) for each in model.state_dict().values())
+
+
+def test_hooks_of_the_user_see_the_gradient_that_was_kept_from_the_optimizer():
+    """Also those that were there before the adapter."""
+    seen = []
+
+    def make(model):
+        optimizer = sgd(model)
+        optimizer.register_step_post_hook(lambda *_: seen.append(next(model.parameters()).grad.isfinite().all().item()))
+        return optimizer
+
+    train_with_nan_gradients(make, True, faults={40}, is_watched=True)
+
+    assert seen.count(False) == 1
+
+
 def test_gradients_of_nan_that_come_again_cost_their_steps_alone():
     """The first is found in the weights, which go back; the others undo nothing, and the run says how many they are."""
     faults = set(range(10, 96, 9))
