@@ -452,7 +452,7 @@ def outgrown(
 
 
 LEAST_SIZE, ROW_SHARE = 64, 0.5
-"""Numbers in an array of which one alone hardly grows by far, and the share of a row that is trained at once. A bias or
+"""Numbers in an array of which one alone hardly grows by far, and the share of a row beyond which it is trained as one. A bias or
 a scale is trained by itself, and so is an entry of a table of values, or a weight of an input that is mostly 0."""
 
 
@@ -464,13 +464,13 @@ def is_trained_in_rows(array: Any, backup: Any) -> bool:
     (True, False)
     """
     shape = getattr(backup, "shape", ())
-    if len(shape) < 2 or shape != array.shape or math.prod(shape) < LEAST_SIZE:
+    if math.prod(shape[1:]) < 2 or shape != array.shape or math.prod(shape) < LEAST_SIZE:
         return False
     now, before = (kinds.to_numpy(each) if kinds.is_tensor(each) else np.asarray(each) for each in (array, backup))
     shares = (now != before).reshape(len(now), -1).mean(1)
     trained = np.delete(shares, np.unravel_index(abs(now).argmax(), now.shape)[0])
     trained = trained[trained > 0]
-    return len(trained) > 1 and bool(trained.min() >= ROW_SHARE)
+    return len(trained) > 1 and bool(trained.min() > ROW_SHARE)
 
 
 def _mean(array: Any) -> Any:

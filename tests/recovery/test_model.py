@@ -190,6 +190,8 @@ def test_one_weight_that_has_outgrown_all_others():
         ("model.w", (8, 16), {3: 1e3}, slice(0), False),
         ("model.w", (128,), {3: 1e3}, slice(None), False),
         ("model.w", (1, 128), {3: 1e3}, slice(None), False),
+        ("model.w", (128, 1), {3: 1e3}, slice(None), False),
+        ("model.w", (64, 2), {3: 1e3}, slice(0, None, 2), False),
         ("model.w", (4, 4), {3: 1e3}, slice(None), False),
         ("optimizer.w", (8, 16), {3: 1e3}, slice(None), False),
         ("state.opt_state.params.w", (8, 16), {3: 1e3}, slice(None), False),
