@@ -452,8 +452,9 @@ def outgrown(
 
 
 LEAST_SIZE, ROW_SHARE = 64, 0.5
-"""Numbers in an array of which one alone hardly grows by far, and the share of a row beyond which it is trained as one. A bias or
-a scale is trained by itself, and so is an entry of a table of values, or a weight of an input that is mostly 0."""
+"""Numbers in an array of which one alone hardly grows by far, and the share of a row beyond which it is trained as one.
+A bias or a scale is trained by itself, and so is an entry of a table of values, or a weight of an input that is mostly
+0."""
 
 
 def is_trained_in_rows(array: Any, backup: Any) -> bool:
