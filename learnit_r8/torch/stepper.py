@@ -328,12 +328,13 @@ def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
 
 @functools.cache
 def _passes_over(kind: Any) -> bool:
-    """Whether optimizers of a class pass over parameters without a gradient, as torch's own do; others may raise."""
-    if kind.__module__.startswith("torch.optim."):
+    """Whether optimizers of a kind pass over parameters without a gradient, as torch's own do; others may raise."""
+    step = kind.step
+    if str(getattr(step, "__module__", "")).startswith("torch.optim."):
         return True
     try:
-        return re.search(r"grad is None:\s+continue", inspect.getsource(kind.step)) is not None
-    except (AttributeError, OSError, TypeError):
+        return re.search(r"grad is None:\s+continue", inspect.getsource(step)) is not None
+    except (OSError, TypeError):
         return False
 
 
