@@ -103,7 +103,7 @@ class DrivenState:
             loss: The loss, or those of the samples or of parts.
             report: Reports it; gets NaN in its place where the step has made the state not finite.
         """
-        if has_ruined(r8, lambda: {"state": map_leaves(lambda leaf, *_: leaf, after, holders=True)}):
+        if has_ruined(r8, loss, lambda: {"state": map_leaves(lambda leaf, *_: leaf, after, holders=True)}):
             loss = np.full(np.shape(loss), np.nan)
         num_loads, is_good = self._num_loads, False
         self._after = after
@@ -179,16 +179,21 @@ class DrivenState:
         return source.get(OWN)
 
 
-def has_ruined(r8: R8Scheduler, get_state: Callable[[], Any]) -> bool:
-    """Whether a step has made numbers of the state not finite, which is said; looked for only after that has happened.
+def has_ruined(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any]) -> bool:
+    """Whether a step whose loss is finite has made numbers of the state not finite, which is said; looked for only
+    after that has happened.
 
     Args:
         r8: The scheduler.
+        loss: The loss, or those of the samples or of parts.
         get_state: Returns the state after the step, as a state callback does.
     """
     persistence = r8.controller.live.persistence
     # Several processes would have to agree.
     if not r8.controller.state.watches_steps or persistence.agreement.ranks is not None:
+        return False
+    if not np.isfinite(loss).all():
+        # It is refused in any case.
         return False
     is_ruined = not persistence.backup_timer.meant.issuperset(not_finite(get_state()))
     if is_ruined:

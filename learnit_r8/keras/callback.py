@@ -210,7 +210,7 @@ class R8Callback(FitCallback):
         if r8.host.rates.are_own:
             self._rates.take_back()
             r8.host.rates.tell(self._rates.value)
-        if self._has_ruined():
+        if self._has_ruined(losses):
             losses = np.full(np.shape(losses), np.nan)
         predictions = recorder.predictions()
         self._keep_witness(recorder.function.batch)

@@ -121,9 +121,9 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
             assert self._recorder is not None
             self._recorder.live.set(rate_of(self.model.optimizer), lr)
 
-    def _has_ruined(self) -> bool:
+    def _has_ruined(self, loss: Any) -> bool:
         """Whether the last step has made numbers of the model not finite, see `bridge.driven_state.has_ruined`."""
-        return self._state is not None and has_ruined(self._r8, self._state.read)
+        return self._state is not None and has_ruined(self._r8, loss, self._state.read)
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:

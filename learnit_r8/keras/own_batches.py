@@ -297,7 +297,7 @@ class OwnBatchesCallback(FitCallback):
         losses, rate = recorder.read(logs), recorder.rate
         if rate is None or was_lowered or self._rates.variable is not recorder.rate_variable:
             rate = self._rates.value
-        if self._has_ruined():
+        if self._has_ruined(losses):
             losses = [math.nan] * len(losses)
         is_undone = False
         batches.note_batch(recorder.function.batch)
