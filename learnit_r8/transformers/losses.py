@@ -72,7 +72,15 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, *, shifted: bool, smoo
             others than -100.
         shifted: Whether a token's logits are for the label of the next one.
         smoothing: Share of the labels that is spread over all classes, in [0, 1).
+
+    Raises:
+        ValueError: the shapes do not belong together.
     """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"logits must have the shape of the labels {tuple(labels.shape)} and one of classes, got "
+            f"{tuple(logits.shape)}; override sample_losses(model, inputs, outputs) for another task."
+        )
     if logits.ndim == 3 and shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
     labels = labels.to(logits.device).long()

@@ -326,6 +326,8 @@ def test_losses_of_tokens():
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=-100)
 
     torch.testing.assert_close(own.losses[own.mask].mean(), expected)
+    with pytest.raises(ValueError, match="logits must have the shape of the labels"):
+        losses_of(logits, labels[:, 1:], shifted=True, smoothing=0.0)
 
 
 def test_losses_of_documents():
