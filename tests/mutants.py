@@ -67,7 +67,7 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/own/test_bad_batches.py -k needs_all_gradients", "an optimizer of the user's own raises at its first NaN"),
     ("state/tree.py", "bool(trained.min() > ROW_SHARE)", "True",
      "recovery/test_model.py -k stray_write", "what a table of values has just learned is put back"),
-    ("keras/own_batches.py", "if self._has_ruined(losses):", "if False:",
+    ("keras/own_batches.py", "self._loss_to_report(recorder.read(logs))", "recorder.read(logs)",
      "contract/test_data.py -m program -k 'recurring_hidden_nan and keras'", "each costs a restore in Keras"),
     ("recovery/quarantine.py", ">= OWN_LOSSES]", "> OWN_LOSSES]",
      "recovery/test_quarantine.py -k own_loss", "a bad sample costs one batch more"),

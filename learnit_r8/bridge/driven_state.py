@@ -103,8 +103,7 @@ class DrivenState:
             loss: The loss, or those of the samples or of parts.
             report: Reports it; gets NaN in its place where the step has made the state not finite.
         """
-        if has_ruined(r8, loss, lambda: {"state": map_leaves(lambda leaf, *_: leaf, after, holders=True)}):
-            loss = np.full(np.shape(loss), np.nan)
+        loss = loss_to_report(r8, loss, lambda: {"state": map_leaves(lambda leaf, *_: leaf, after, holders=True)})
         num_loads, is_good = self._num_loads, False
         self._after = after
         try:
@@ -179,9 +178,9 @@ class DrivenState:
         return source.get(OWN)
 
 
-def has_ruined(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any]) -> bool:
-    """Whether a step whose loss is finite has made numbers of the state not finite, which is said; looked for only
-    after that has happened.
+def loss_to_report(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any]) -> Any:
+    """The loss of a step; where that is finite but the step has made numbers of the state not finite, NaN in its place,
+    which is said. Looked for only after it has happened.
 
     Args:
         r8: The scheduler.
@@ -191,14 +190,12 @@ def has_ruined(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any]) -> bool
     persistence = r8.controller.live.persistence
     # Several processes would have to agree.
     if not r8.controller.state.watches_steps or persistence.agreement.ranks is not None:
-        return False
-    if not np.isfinite(loss).all():
-        # It is refused in any case.
-        return False
-    is_ruined = not persistence.backup_timer.meant.issuperset(not_finite(get_state()))
-    if is_ruined:
-        r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
-    return is_ruined
+        return loss
+    # One that is not finite is refused in any case.
+    if not_finite({"loss": loss}) or persistence.backup_timer.meant.issuperset(not_finite(get_state())):
+        return loss
+    r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
+    return np.full(np.shape(loss), np.nan)
 
 
 def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:

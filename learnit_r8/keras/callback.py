@@ -200,7 +200,7 @@ class R8Callback(FitCallback):
         recorder: Any = self._recorder
         r8, ticket = self._r8, self._ticket
         assert ticket is not None
-        losses = recorder.losses(len(ticket.indices))
+        losses = self._loss_to_report(recorder.losses(len(ticket.indices)))
         if not recorder.is_exact:
             r8.host.say_once(
                 "keras loss",
@@ -210,8 +210,6 @@ class R8Callback(FitCallback):
         if r8.host.rates.are_own:
             self._rates.take_back()
             r8.host.rates.tell(self._rates.value)
-        if self._has_ruined(losses):
-            losses = np.full(np.shape(losses), np.nan)
         predictions = recorder.predictions()
         self._keep_witness(recorder.function.batch)
         with self._reporting():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from ..bridge.driven_state import has_ruined
+from ..bridge.driven_state import loss_to_report
 from ..state.callbacks import Callbacks, Repeat
 from ..triggers import Condition
 from .devices import OTHER_NUMBER, check_devices, num_devices
@@ -121,9 +121,9 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
             assert self._recorder is not None
             self._recorder.live.set(rate_of(self.model.optimizer), lr)
 
-    def _has_ruined(self, loss: Any) -> bool:
-        """Whether the last step has made numbers of the model not finite, see `bridge.driven_state.has_ruined`."""
-        return self._state is not None and has_ruined(self._r8, loss, self._state.read)
+    def _loss_to_report(self, loss: Any) -> Any:
+        """See `bridge.driven_state.loss_to_report`."""
+        return loss if self._state is None else loss_to_report(self._r8, loss, self._state.read)
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -294,11 +293,9 @@ class OwnBatchesCallback(FitCallback):
         recorder: Any = self._recorder
         r8, batches = self._r8, self._batches
         was_lowered = self._rates.take_back()
-        losses, rate = recorder.read(logs), recorder.rate
+        losses, rate = self._loss_to_report(recorder.read(logs)), recorder.rate
         if rate is None or was_lowered or self._rates.variable is not recorder.rate_variable:
             rate = self._rates.value
-        if self._has_ruined(losses):
-            losses = [math.nan] * len(losses)
         is_undone = False
         batches.note_batch(recorder.function.batch)
         expect_rivals(r8, recorder.num_losses, self._num_optimizers)
