@@ -190,16 +190,13 @@ class LiveModel:
         parts = [f"running statistics of norms put back {'once' if num == 1 else f'{num} times'}"] if num else []
         return [*parts, *(f"a stray write found in {each!r}" for each in singles)]
 
-    def put_single(self) -> None:
+    def put_single(self, stray: Grown) -> None:
         """Put back a single weight that was written into, see `BackupTimer.stray_in`, unless that has not helped."""
         persistence, timer = self.persistence, self.persistence.backup_timer
-        get, newest, stray = persistence.callbacks.state, persistence.backup.newest, timer.stray
-        timer.stray = None
-        assert stray is not None
+        get, newest = persistence.callbacks.state, persistence.backup.newest
         assert get is not None
         assert newest is not None
-        before: Any = dict(leaves(newest.state)).get(stray.key)
-        is_put = False
+        before = dict(leaves(newest.state))[stray.key]
 
         def mended(leaf: Any, *path: Any) -> Any:
             if ".".join(map(str, path)) != stray.key:
@@ -209,10 +206,8 @@ class LiveModel:
             whole[place] = before[place].item()
             return whole
 
-        if timer.singles.count(stray.key) < MOST_SINGLES and getattr(before, "shape", None) is not None:
-            # The backup may not fit.
-            with contextlib.suppress(ValueError, IndexError):
-                is_put = self._load(map_leaves(mended, get()), self.step)
+        is_accident = timer.singles.count(stray.key) < MOST_SINGLES
+        is_put = is_accident and self._load(map_leaves(mended, get()), self.step)
         text = JUMP.format(**stray._asdict(), step=newest.step)
         then = f"that weight came from the backup of step {newest.step:,}" if is_put else "it stays"
         self.announcer.say_once(f"single {self.step}", f"step {self.step:,}: probably {text}; {then}.")

@@ -271,17 +271,19 @@ class BackupTimer:
         peaks, highest = tree.peaks_of(weights), max(self.peaks.values(), default=0.0)
         before = {key: highest for key, peak in self.peaks.items() if peak}
         found, newest = tree.outgrown(weights, peaks, before, least=BEYOND), self.backup.newest
-        # Of several processes another one may have no such weight.
-        if found is None or newest is None or self._agreement.ranks is not None:
-            self.peaks = peaks
-            return ""
-        backup = dict(tree.leaves(newest.state)).get(found.key)
-        is_alone = found.num == 1 and found.peak > FAR_GROWN * highest
-        if not (is_alone and tree.is_trained_in_rows(weights[found.key], backup)):
-            self.peaks = peaks
-            return ""
-        self.stray = found
-        return found.key
+        if (
+            found is not None
+            and newest is not None
+            # Of several processes another one may have no such weight.
+            and self._agreement.ranks is None
+            and found.num == 1
+            and found.peak > FAR_GROWN * highest
+            and tree.is_trained_in_rows(weights[found.key], dict(tree.leaves(newest.state)).get(found.key))
+        ):
+            self.stray = found
+            return found.key
+        self.peaks = peaks
+        return ""
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.

@@ -342,10 +342,10 @@ class StepHooks:
     """What happens around the steps of an optimizer, whoever takes them; the optimizer, or the one within it that takes
     its steps, holds it by its hooks.
 
-    Before a step its gradient is looked at, one time in `DEAD_EVERY`. Once weights were not finite it is before each:
-    one that is not finite is kept from the optimizer for the duration of the step, which changes nothing then. A rate
-    of the user's own is lowered for as long, if recovery asks for it, so that whatever sets it, even a recursive
-    schedule, never sees that.
+    Before a step its gradient is looked at, one time in `DEAD_EVERY`. Once weights were not finite, it is looked at
+    before each step, and one that is not finite is kept from the optimizer until the step is over, which then changes
+    nothing. If recovery asks for a lower rate of the user's own, that is lowered for as long, so that whatever sets it,
+    even a recursive schedule, never sees it.
 
     Args:
         r8: The run, which the optimizer may outlive.
