@@ -193,7 +193,7 @@ class LiveModel:
     def put_single(self, stray: Grown) -> None:
         """Put back a single weight that was written into, see `BackupTimer.stray_in`, unless that has not helped."""
         persistence, timer = self.persistence, self.persistence.backup_timer
-        get, newest = persistence.callbacks.state, persistence.backup.newest
+        get, newest, timer.stray = persistence.callbacks.state, persistence.backup.newest, None
         assert get is not None
         assert newest is not None
         before = dict(leaves(newest.state))[stray.key]

@@ -459,9 +459,8 @@ class RecoveryController:
         if array in timer.variances.ruined:
             self.live.put_statistics()
             return
-        stray, timer.stray = timer.stray, None
-        if stray is not None and stray.key == array:
-            self.live.put_single(stray)
+        if timer.stray is not None and timer.stray.key == array:
+            self.live.put_single(timer.stray)
             return
         timer.note_done(step)
         if not self.live.can_restore:
