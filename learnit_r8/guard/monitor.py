@@ -114,6 +114,11 @@ class Sentry:
         """Forget the losses; those of backups still count."""
         self.present = self.present._replace(losses=self.guard.begin())
 
+    def has_risen(self, lr: float) -> bool:
+        """Whether a rate is so far above those of the usual losses that it explains higher ones."""
+        has_risen = getattr(self.guard, "has_risen", None)
+        return has_risen is not None and has_risen(self.present.losses, lr)
+
     def calm(self) -> None:
         """Drop the evidence of damage, as the weights were found healthy."""
         calmed = getattr(self.guard, "calmed", None)

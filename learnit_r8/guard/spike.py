@@ -31,6 +31,9 @@ LEAST_SPREAD = 0.05
 CLEAR_PROGRESS = 2.5
 """Standard deviations of a loss that make progress clear. A loss that has lost all of clear progress is evidence of
 damage, even if some healthy ones are as high; a level shift is one that loses a part of it."""
+CLEAR_TO_BLOCKS = 6.0
+"""Standard deviations of a block's mean that make progress clear where it is not to single losses. A level shift is
+then one that loses half of it."""
 LEAST_RELATIVE_SPREAD = 2e-3
 """Least spread, relative to the median. Corrected losses vary even if losses do not: the table's prediction for a
 typical batch is a mean over 25,000 samples, and varies by this much between chunks."""
@@ -342,6 +345,10 @@ class SpikeGuard:
         """The state without its evidence, as the weights were found healthy."""
         return state._replace(evidence=0.0, past=state.past._replace(raised=0.0, drifted=0))
 
+    def has_risen(self, state: SpikeState, lr: float) -> bool:
+        """Whether a scheduled rate is so far above those of the usual losses that it explains higher ones."""
+        return lr > state.reference.lr_limit
+
     def moved_to(self, state: SpikeState, lr: float) -> SpikeState:
         """The state of earlier losses as though they had come at the present scheduled rate, ``lr``.
 
@@ -414,7 +421,7 @@ class SpikeGuard:
         evidence, recent, reference, past, first = state
         raised = 0.0
         # A higher scheduled rate may explain higher losses.
-        if self.expects_progress and past.share <= WILD and not lr > reference.lr_limit:
+        if self.expects_progress and past.share <= WILD and not self.has_risen(state, lr):
             before = past.losses[-self.lag :] if self.lag else ()
             raised = raised_by(recent, before, reference.blocks, past.raised)
             if raised and raised + WORTH_OF_A_SPIKE * evidence >= ALARM:
@@ -463,8 +470,9 @@ class SpikeGuard:
         lrs = past.lrs[: max(1, len(past.lrs) - self.lag // BLOCK)]
         up, down = weights_of_evidence(share)
         blocks = UNKNOWN
-        if is_clear:
-            (cut, mean, block_deviation), least = cut_figures(ordered), LEAST_SHARE * progress
+        cut, mean, block_deviation = cut_figures(ordered)
+        if is_clear or progress >= CLEAR_TO_BLOCKS * block_deviation:
+            least = (LEAST_SHARE if is_clear else self.gate) * progress
             # With a lower limit, no clipped block could ever exceed `least`.
             blocks = BlockStatistics(max(cut, mean + 2 * least), mean, block_deviation, mean + least)
         thresholds = Thresholds(

@@ -64,15 +64,16 @@ class Alarm(enum.Enum):
     """Why an experiment is made.
 
     NOT_FINITE: several losses in a row, or numbers of the state, were not finite. SPIKE: losses far too high. RAISED:
-    losses that stay higher. EARLY: a high loss among the first. REGRESS: much of the progress of the first steps was
-    lost. ABOVE: losses far above those of the untrained model. END: unusual losses as the run ends. WILD: the losses of
-    the first steps make no progress. EXPLODED: one loss far above the others and the untrained model's. FIRST: one of
-    the first batches may have been bad.
+    losses that stay higher. FELL: losses that are back at those of the untrained model. EARLY: a high loss among the
+    first. REGRESS: much of the progress of the first steps was lost. ABOVE: losses far above those of the untrained
+    model. END: unusual losses as the run ends. WILD: the losses of the first steps make no progress. EXPLODED: one loss
+    far above the others and the untrained model's. FIRST: one of the first batches may have been bad.
     """
 
     NOT_FINITE = "not finite"
     SPIKE = "spike"
     RAISED = "raised"
+    FELL = "fell back"
     EARLY = "early"
     REGRESS = "regress"
     ABOVE = "above the untrained level"
@@ -82,7 +83,10 @@ class Alarm(enum.Enum):
     FIRST = "first batches"
 
 
-NUM_REFERENCES, MOST_REFERENCES = {Alarm.RAISED: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2}, 6
+NUM_REFERENCES, MOST_REFERENCES = (
+    {Alarm.RAISED: 4, Alarm.FELL: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2},
+    6,
+)
 """Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage; and how
 many are drawn where some are fine and others are not."""
 
@@ -139,6 +143,11 @@ class Case:
                 return backup
         return None
 
+    def rise_of_present(self, backup: Backup) -> float:
+        """How far the present weights are above the record of a witness; -inf where that is not known."""
+        loss = self.of_present.get(backup, math.nan)
+        return loss - self.record(backup) if math.isfinite(loss) else -math.inf
+
     @property
     def present_text(self) -> str:
         """What was found with the present weights, in words."""
@@ -182,7 +191,7 @@ class Case:
         if is_first:
             # A single sample may be far above its record, and far below the alarm.
             most = max(most, min(LEAST_OF_FIRST * rise, abs(self.record(backup))))
-        is_slow = self.alarm is Alarm.RAISED and not is_own and not is_first
+        is_slow = self.alarm in (Alarm.RAISED, Alarm.FELL) and not is_own and not is_first
         return min((SHARE_OF_SLOW_RISE if is_slow else SHARE_OF_RISE) * rise, most)
 
     @property
@@ -313,6 +322,9 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     if newest is None and tested:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
+    is_better = newest is None or case.alarm is not Alarm.FELL or (yield from _is_better_now(case, model, newest))
+    if not is_better and model.put_present():
+        return Finding("level", "no earlier state is better on later batches: the data have changed", None, tested)
     if newest is not None and not newest.updates and not has_present:
         newest = yield from _newest_above(case, model, newest, tested)
     if newest is None or not model.put(newest):
@@ -378,6 +390,17 @@ def _stay(
         if loss <= case.record(newest):
             return Finding("level", "only the initial state repeats its record, and it is worse", None, tested)
     return None
+
+
+def _is_better_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, bool]:
+    """Whether a state is better on a batch of the time of the alarm than the weights of that time, as it is unless data
+    have changed: then its batches have forgotten classes, or those of another season.
+    """
+    later = case.known[-1]
+    if not (case.is_exact and later.updates > state.updates and later.is_typical and math.isfinite(later.record)):
+        return True
+    loss = yield from _draw(case, later, functools.partial(model.put, state))
+    return loss < later.record
 
 
 def _newest_above(
@@ -455,7 +478,10 @@ def _is_healthy(case: Case, model: LiveModel, backup: Backup) -> Generator[Backu
         backup.noise = abs(again - loss)
         if backup.noise <= near:
             return False
-    reference = next((each for each in case.references if each.updates < backup.updates), None)
+    older = (each for each in case.references if each.updates < backup.updates)
+    # A hard batch shows no damage where losses are noisy: that one is drawn which the present weights raise most.
+    by_rise = sorted(older, key=case.rise_of_present, reverse=True) if case.alarm is Alarm.FELL else older
+    reference = next(iter(by_rise), None)
     # Where other batches stand for probes, their losses were compared with those before the backup already.
     if backup.is_proven or reference is None or not case.is_exact:
         return True

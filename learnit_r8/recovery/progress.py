@@ -52,6 +52,10 @@ STANDSTILL, LEAST_GAIN = 64, 0.03
 """Updates since the rate was highest from which the least progress is expected, and that as a share of the loss of the
 untrained model."""
 
+ALL_BUT, CLEARLY = 0.7, 6.25
+"""Share of the progress since the untrained model that is lost where losses have fallen back, and five standard errors
+of a median, in spreads of the losses over the root of their number."""
+
 NEAR = 0.7
 """Share of the loss of the untrained model above which next to nothing was learned."""
 
@@ -188,6 +192,29 @@ class Progress(SavedFields):
         """Median of the last losses; NaN before there are enough."""
         return median_of(list(self.recent)[-LEVEL:]) if len(self.recent) >= LEVEL else math.nan
 
+    def has_fallen_back(self, updates: int) -> bool:
+        """Whether the last few losses are much like those of the untrained model, and those before clearly were not."""
+        if updates < self.above_from:
+            return False
+        losses = list(self.recent)
+        for count in (FIRST, LOOK_EVERY):
+            # The losses between them may be of either kind.
+            earlier, last = losses[: -count - LOOK_EVERY], median_of(losses[-count:])
+            before = earlier[-LEVEL:]
+            if len(before) < LEVEL:
+                continue
+            usual = median_of(before)
+            if self.untrained > usual and last > usual + ALL_BUT * (self.untrained - usual):
+                chance = CLEARLY * spread_of(before) * math.sqrt(1 / count + 1 / LEVEL)
+                # Where data change, as with classes that come later, losses were that high before.
+                starts = range(0, len(earlier) - count + 1, count // 2)
+                highest = max(median_of(earlier[start : start + count]) for start in starts)
+                # A slow rise is that of a loss whose terms change.
+                trend = median_of(before[LOOK_EVERY:]) - median_of(before[:LOOK_EVERY])
+                if last > max(usual + chance, usual + 3 * trend, highest):
+                    return True
+        return False
+
     @property
     def is_flat(self) -> bool:
         """Whether the last losses are hardly lower than those before them."""
@@ -258,6 +285,11 @@ class Progress(SavedFields):
         # Lower than that they are on a plateau, as those of every run at a constant rate are in the end.
         least = float(np.fmin(self.untrained, np.median(self.first[:FIRST]))) - self.level_noise
         return stands and level > least and spread_of(last) > WILD_SPREAD * self.start
+
+    def note_rate(self, rate: float, updates: int) -> None:
+        """Note a rate of the user's own."""
+        if rate > self.peak:
+            self.peak, self.peak_at = rate, updates
 
     def stands_since_peak(self, updates: int) -> bool:
         """Whether there is next to no progress, though the user's rate has reached its highest some time ago."""

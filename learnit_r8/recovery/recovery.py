@@ -128,6 +128,7 @@ class RecoveryController:
         self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
+        self._fell_back = False
 
     @property
     def is_open(self) -> bool:
@@ -204,8 +205,7 @@ class RecoveryController:
         if self.quarantine.counts:
             self.quarantine.cleared(ticket.indices)
         state, lineage, witnesses, backup = self.state, self.lineage, self.witnesses, self._persistence.backup
-        progress = lineage.progress
-        recent = progress.recent
+        progress, recent = lineage.progress, lineage.progress.recent
         # Losses always differ a little: equal ones may mean that the weights are destroyed.
         state.num_equal = state.num_equal + 1 if recent and recent[-1] == loss else 0
         recent.append(loss)
@@ -219,12 +219,14 @@ class RecoveryController:
         if not lineage.updates & LOOK_MASK:
             self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
             if self._sentry.watches_level and own_rate is not None:
-                if own_rate > progress.peak:
-                    progress.peak, progress.peak_at = own_rate, lineage.updates
+                progress.note_rate(own_rate, lineage.updates)
                 is_due = not lineage.updates % LOOK_EVERY and not (self.limit.is_on or self.is_open)
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
+                is_due = is_due and not self._sentry.has_risen(own_rate)
+                self._fell_back = is_due and progress.has_fallen_back(lineage.updates)
+                state.is_look_due = state.is_look_due or self._fell_back
         tells = loss > progress.untrained and len(ticket.indices) >= LEAST_SAMPLES
         if tells and self.watches_explosions and progress.has_exploded:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
@@ -250,8 +252,9 @@ class RecoveryController:
             if incident is not None and incident.held_from_start and limit.ceiling < math.inf and not limit.is_ignored:
                 held, now = f"{incident.held_from_start:.3g}", limit.ceiling_text
                 held = now if now.startswith(held) else f"{held} to {now}"
-                since = lineage.since_restore
-                text = f"the rate is probably too high from the start: {held} held for {since:,} updates"
+                text = (
+                    f"the rate is probably too high from the start: {held} held for {lineage.since_restore:,} updates"
+                )
                 self._incidents.note(self.live.step, text)
                 self._announcer.warn_once("too high from the start", f"{text}.")
             self._incidents.end()
@@ -510,6 +513,8 @@ class RecoveryController:
             is_idle = lineage.rises or (self.limit.is_ignored and self.limit.was_lowered)
             if lineage.progress.is_above_untrained(lineage.updates) and not is_idle and self.live.can_restore:
                 self._experiment_on(Alarm.ABOVE, lineage.progress.rise(FIRST))
+            elif self._fell_back and not is_idle and self.live.can_restore:
+                self._experiment_on(Alarm.FELL, lineage.progress.rise(LOOK_EVERY))
             elif self.watches_explosions:
                 # Beside a loop that steps by itself R8 could only lower the rate.
                 if lineage.explosions.num_calmed and lineage.updates > EARLY_UPDATES:

@@ -34,6 +34,7 @@ _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",
     Alarm.SPIKE: "losses were far too high",
     Alarm.RAISED: "losses stayed higher",
+    Alarm.FELL: "losses rose to those of the untrained model",
     Alarm.EARLY: "a loss in the first steps was too high",
     Alarm.REGRESS: "much of the progress was lost",
     Alarm.ABOVE: "losses rose far above those of the untrained model",
@@ -70,7 +71,9 @@ CALMED_IN_VAIN = (
 SEE = "See docs/recovery.md"
 
 
-NO_MEASURE = '; where the loss is no measure of progress, as in reinforcement learning or a GAN, give guard="finite"'
+NO_MEASURE = (
+    '; where the loss is no measure of progress, as in reinforcement learning, a GAN or a VQ-VAE, give guard="finite"'
+)
 
 
 IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as training damaged them again and again"

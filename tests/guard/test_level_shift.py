@@ -36,6 +36,23 @@ def test_a_level_that_stays_up(seed):
     assert 500 < found[0][0] < 564
 
 
+def faint(by, seed, steps=900):
+    """Losses whose progress, from 2.25 to 1.9, is not three of their spreads; higher from step 500 on."""
+    curve = np.where(np.arange(steps) < 32, 2.25, 1.9)
+    curve[500:] += by
+    return curve + 0.15 * np.random.default_rng(seed).standard_normal(steps)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_progress_that_is_clear_to_blocks_alone(seed):
+    """Losses that stay higher by all of it are refused within 64 steps; by a tenth of it, they are not."""
+    found = judge_all(faint(0.4, seed))
+
+    assert 500 < found[0][0] < 564
+    assert judge_all(faint(0.04, seed)) == []
+    assert judge_all(faint(0.0, seed)) == []
+
+
 @pytest.mark.parametrize("length", [1, 4, 12])
 def test_a_short_excursion(length):
     """Fewer higher losses than a block are no level shift."""

@@ -325,6 +325,40 @@ def test_unproven_state_must_pass_an_older_witness():
     assert finding.backup is known[2]
 
 
+def test_unproven_state_must_pass_the_witness_that_tells():
+    """A hard batch has the same loss with damaged weights: that one counts which they are known to be worse on."""
+    known = backups(5)
+    known[4].is_proven = False
+    known[4].losses = [3.0]
+
+    def answer(lab, witness):
+        is_damaged = lab.current is None or lab.current is known[4]
+        return 3.0 if is_damaged and witness is not known[3] else witness.record
+
+    finding, _ = conduct(case_of(known, Alarm.FELL, level=3.0), FakeLab(), answer)
+
+    assert finding.backup is known[3]
+
+
+@pytest.mark.parametrize(("is_better", "verdict"), [(True, "restored"), (False, "level")])
+def test_losses_that_stay_higher_as_the_data_have_changed(is_better, verdict):
+    """Weights that forget are worse on earlier batches, and no older state is better on later ones."""
+    known = backups(5)
+    known[4].is_proven = False
+    known[4].losses = [1.5]
+
+    def answer(lab, witness):
+        is_old = lab.current is not None and lab.current is not known[4]
+        if witness is known[4]:
+            return 0.9 if is_old and is_better else 1.5
+        return witness.record if is_old else 1.5
+
+    finding, _ = conduct(case_of(known, Alarm.FELL, level=1.5), FakeLab(), answer)
+
+    assert finding.verdict == verdict
+    assert finding.backup is (known[3] if is_better else None)
+
+
 def test_passing_fault_does_not_convict_an_unproven_state():
     """The probe of the older witness is repeated too where it is not finite."""
     known = backups(4)

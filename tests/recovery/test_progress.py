@@ -250,3 +250,33 @@ def test_a_loss_above_all_others_announces_damage_where_none_is_positive():
 
     assert after([*losses, -3.0]).is_calm(8)
     assert not after([*losses, -2.0]).is_calm(8)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("losses", "has_fallen_back"), [([2.3], True), ([1.95], False), ([1.9, 1.9, 1.9, 2.6], False)])
+def test_losses_that_fall_back_to_those_of_the_untrained_model(losses, has_fallen_back, seed):
+    """Eight of them are clear though the spread of a loss is a third of the progress; a few high ones are not."""
+    noise = 0.1 * np.random.default_rng(seed).standard_normal(136)
+    progress = after([2.3] * 8 + [1.95] * 104 + (losses * 24)[:24] + noise, record=2.3)
+
+    assert progress.has_fallen_back(136) is has_fallen_back
+
+
+def test_losses_that_were_as_high_before_have_not_fallen_back():
+    """As with data in the order of their classes: that is how each class begins."""
+    earlier, low = [2.3] * 12 + [1.94, 1.96] * 10 + [2.3] * 12, [1.94, 1.96] * 22
+
+    assert not after([*earlier, *low, *[2.25] * 10], record=2.3).has_fallen_back(98)
+    assert after([*earlier, *low, *[2.35] * 10], record=2.3).has_fallen_back(98)
+
+
+def test_losses_that_fell_back_are_looked_into_once():
+    """After a look that found healthy weights the next one waits."""
+    progress = after([2.3] * 8 + [1.9, 2.0] * 32 + [2.3] * 24, record=2.3)
+
+    assert progress.has_fallen_back(96)
+
+    progress.note_healthy(96)
+
+    assert not progress.has_fallen_back(96)
+    assert progress.has_fallen_back(96 + LOOK_EVERY)

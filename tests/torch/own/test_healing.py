@@ -445,3 +445,38 @@ def test_weights_that_grow_at_a_high_rate_are_no_stray_write():
             adapter.step(cross_entropy(model(X[rows]), Y[rows]))
 
     assert not adapter.scheduler.controller.live.persistence.backup_timer.singles
+
+
+@pytest.mark.filterwarnings("ignore:losses rose to those", "ignore:.*an update was probably too large")
+@pytest.mark.parametrize("at", [120, 175])
+def test_a_model_that_has_lost_all_is_healed_where_losses_have_hardly_fallen(at):
+    """Labels of which half are random: all weights become 0, and losses are those of a model that was never trained."""
+
+    def train(*, at=None, with_r8=True):
+        torch.manual_seed(0)
+        labels = torch.where(torch.rand(len(Y)) < 0.5, torch.randint(0, 10, Y.shape), Y)
+        model = classifier()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        loader = DataLoader(TensorDataset(X, labels), batch_size=16, shuffle=True)
+        adapter = attach(model, optimizer, loader, num_epochs=16) if with_r8 else None
+        step = 0
+        for _ in range(16) if adapter is None else adapter.epochs():
+            for inputs, targets in loader if adapter is None else adapter.batches():
+                if step == at:
+                    with torch.no_grad():
+                        for each in model.parameters():
+                            each.zero_()
+                step += 1
+                loss = cross_entropy(model(inputs), targets)
+                if adapter is None or adapter.report(loss):
+                    descend(optimizer, loss)
+        return cross_entropy(model(X), labels).item(), adapter
+
+    bare, _ = train(with_r8=False)
+    healthy, adapter = train()
+    healed, healing = train(at=at)
+
+    assert healthy == bare
+    assert "weights tested" not in adapter.summary()
+    assert healed < bare + 0.1
+    assert healing.summary().count("restored to step") == 1
