@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from ..bridge.batch_rows import rows_of
 from ..bridge.place_search import PlaceSearch, Shown, Subject, bad_arrays, first_bad
 from ..recovery.cause import Finding, Refusal
 from ..state.tree import clone
@@ -107,7 +108,7 @@ class Examiner(Subject):
             loss = math.nan if losses is None else float(np.mean(losses))
         if losses is not None and not what:
             usual = float(np.median(losses))
-            rows = tuple(np.flatnonzero(losses > 100 * max(usual, 1e-6)).tolist()) if losses.ndim else ()
+            rows = rows_of(losses > 100 * max(usual, 1e-6))
         return Shown(loss, *seen[0]) if seen else Shown(loss, "", what, rows)
 
     def _losses(self, y: Any, predicted: Any) -> Any:
@@ -144,10 +145,10 @@ class Examiner(Subject):
 
 
 def _outside(y: Any, bad: Any, text: str) -> tuple[tuple[int, ...], str]:
-    rows = np.flatnonzero(bad.reshape(len(y), -1).any(1)).tolist()
+    rows = rows_of(bad)
     if not rows:
         return (), ""
-    return tuple(rows) if len(rows) < len(y) else (), f"{text}: {y[bad].reshape(-1)[0]:.6g}"
+    return rows if len(rows) < len(y) else (), f"{text}: {y[bad].reshape(-1)[0]:.6g}"
 
 
 @contextlib.contextmanager

@@ -160,22 +160,14 @@ class EvenGroups(Around):
 
 def by_loss(loss: NDArray[np.float32]) -> Order:
     """int64[C], positions by ascending loss; ties in the chunk's order, unseen samples spread evenly."""
-    return order_of(keys_of(fill_in(loss)))
-
-
-def fill_in(loss: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The losses with unseen samples spread evenly over the ranks of the seen ones."""
-    if not np.isnan(loss.min()):
-        return loss
-    unseen = np.isnan(loss)
-    seen = loss[~unseen]
-    if not seen.size:
-        return np.zeros(len(loss), np.float32)
-    count = int(unseen.sum())
-    places = (2 * np.arange(count) + 1) * len(seen) // (2 * count)
-    filled: NDArray[np.float32] = loss.copy()
-    filled[unseen] = seen[order_of(keys_of(seen))[places]]
-    return filled
+    if np.isnan(loss.min()):
+        unseen = np.isnan(loss)
+        seen, count = loss[~unseen], int(unseen.sum())
+        ranks = (2 * np.arange(count) + 1) * len(seen) // (2 * count)
+        loss = loss.copy()
+        # With no sample seen, all losses are equal.
+        loss[unseen] = seen[order_of(keys_of(seen))[ranks]] if seen.size else 0
+    return order_of(keys_of(loss))
 
 
 def grouped(labels: NDArray[np.unsignedinteger], usage_count: NDArray[np.int64]) -> Order:
