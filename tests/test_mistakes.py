@@ -277,6 +277,20 @@ def anew(is_made_anew):
                 optimizer.zero_grad()
 
 
+def anew_once(is_made_anew):
+    """A loop over steps, with an optimizer that is made anew in its middle, or kept."""
+    model, inputs = torch.nn.Linear(4, 2), torch.randn(64, 4)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    adapter = attach(model, optimizer, None, num_steps=256)
+    for step in adapter.steps():
+        if adapter.report(loss := model(inputs).square().mean()):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if is_made_anew and step == 100:
+            optimizer = torch.optim.Adam(model.parameters(), 0.001)
+
+
 def other_model(script, inputs, labels):
     script.adapter.step(script.adapter.loss(cross_entropy(OTHER(inputs), labels, reduction="none")))
 
@@ -339,8 +353,10 @@ WARNED = [
        "'val_loss'; logged were none so far", 1) for own in (False, True)],
     (lambda: Script(num_epochs=2).train(other_optimizer), r"attach\(\) got took no step with a gradient in an", 1),
     (lambda: Script(num_epochs=2).train(other_model), "another model than its own, is trained", 1),
-    (lambda: anew(True), r"attach\(\) got has taken no step for 6[45] good batches: .*made anew in each epoch", 1),
+    (lambda: anew(True), r"attach\(\) got has taken no step for 9[67] good batches: .*made anew in each epoch", 1),
     (lambda: anew(False), "has taken no step", 0),
+    (lambda: anew_once(True), r"has taken no step for 9\d good batches: .*made anew", 1),
+    (lambda: anew_once(False), "has taken no step", 0),
     (lambda: Script().train(reduced("sum")), "the loss is a sum over the batch", 1),
     (lambda: Script().train(reduced("mean")), "the loss is a sum over the batch", 0),
     # Losses of both signs look like errors; those of densities, of one sign, do not.

@@ -194,6 +194,12 @@ class FirstSteps:
                 # As the next batch is drawn it is put in, where a file holds the state that was shown.
                 self._live.of_trial = Saved(tree.from_bytes(trial["own"]))
 
+    def tell_far_above(self, loss: float) -> None:
+        """Say once that one of the last four losses is far above all others, where the guard tests no progress."""
+        text = "" if self._sentry.tests_progress else self._lineage.progress.far_above(loss)
+        if text:
+            self._announcer.warn_once("far above", UNTESTED_FIRST.format(text))
+
     def find_start(self) -> bool:
         """Find the level that the run begins with; returns whether the first batches are to be looked at."""
         progress = self._lineage.progress

@@ -176,6 +176,12 @@ class Progress(SavedFields):
         told = (f"batch {place + 1}", "the other first ones") if place else ("the first batch", "those after it")
         return place, FAR_FIRST.format(told[0], highest, highest / most, told[1])
 
+    def far_above(self, loss: float) -> str:
+        """That one of the last four losses is far above all others, in words; "" if it is not."""
+        most = max([*self.first, *[*self.recent][: 1 - SINCE_LOOK]])
+        is_far = loss > TIMES_THE_NEXT * most > 0
+        return FAR_FIRST.format("one of the last batches", loss, loss / most, "those before it") if is_far else ""
+
     def has_risen(self, *, by_far: bool) -> bool:
         """Whether nearly all losses so far are above the first one, by far or by less."""
         first, *others = self.recent

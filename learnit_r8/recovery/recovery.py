@@ -271,6 +271,7 @@ class RecoveryController:
         last = [*progress.recent][-BEFORE_RISE:]
         earlier, high = last[:-SINCE_LOOK], max(last[1 - SINCE_LOOK :])
         if len(last) == BEFORE_RISE and high > max(earlier):
+            self.early.tell_far_above(high)
             # The last two are high where a rectifier hides NaN; one alone where a batch ruins running statistics.
             high = high if state.variances.last else min(last[-2:])
             if high > 2 * max(earlier) - median_of(earlier):
@@ -293,8 +294,7 @@ class RecoveryController:
             self.is_early = False
         if self._sentry.watches_level:
             # Where they are above the untrained model's, one of the last two losses is.
-            before = progress.recent[-2] if len(progress.recent) > 1 else loss
-            is_above = max(loss, before) > progress.untrained and progress.is_above_untrained(updates)
+            is_above = max(last[-2:]) > progress.untrained and progress.is_above_untrained(updates)
             state.is_look_due = state.is_look_due or is_above or (is_level_due and self.limit.is_on)
 
     def note_gradients(self, sizes: Sequence[int], num_alive: int) -> None:

@@ -451,10 +451,10 @@ def outgrown(
     return None
 
 
-LEAST_SIZE, ROW_SHARE = 64, 0.5
-"""Numbers in an array of which one alone hardly grows by far, and the share of a row beyond which it is trained as one.
-A bias or a scale is trained by itself, and so is an entry of a table of values, or a weight of an input that is mostly
-0."""
+LEAST_SIZE, ROW_SHARE, FEW_ROWS = 64, 0.5, 0.1
+"""Numbers in an array of which one alone hardly grows by far, the share of a row beyond which it is trained as one, and
+the share of rows that need not be, as a unit that dies meanwhile leaves few changes in its own. A bias or a scale is
+trained by itself, and so is an entry of a table of values, or a weight of an input that is mostly 0."""
 
 
 def is_trained_in_rows(array: Any, backup: Any) -> bool:
@@ -471,7 +471,7 @@ def is_trained_in_rows(array: Any, backup: Any) -> bool:
     shares = (now != before).reshape(len(now), -1).mean(1)
     trained = np.delete(shares, np.unravel_index(abs(now).argmax(), now.shape)[0])
     trained = trained[trained > 0]
-    return len(trained) > 1 and bool(trained.min() > ROW_SHARE)
+    return len(trained) > 1 and bool(np.quantile(trained, FEW_ROWS) > ROW_SHARE)
 
 
 def _mean(array: Any) -> Any:

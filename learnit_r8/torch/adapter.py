@@ -209,7 +209,6 @@ class Adapter:
             )
         if loader is None:
             raise ValueError("loader must be given to attach() or here, got None; where there is none, use steps().")
-        self._stepper.check_steps(self.scheduler)
         return self.scheduler.batches(loader, size=size, tokens=tokens, ids=ids, skip=skip)
 
     @loop_method
@@ -464,6 +463,7 @@ class Adapter:
             outcome = self._losses.tell()
             if not outcome:
                 self._look_for_others(*losses)
+            self._stepper.check_steps(self.scheduler)
             return outcome
         found = self.in_hand if ticket is None else check_ticket(ticket)
         refuse_weights(self.scheduler.policy, found)

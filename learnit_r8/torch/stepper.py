@@ -57,7 +57,7 @@ NO_STEP_SINCE = (
     "empties it); if gradients are added up over so many batches, give attach(..., accumulate=...)."
 )
 BATCHES_WITHOUT_STEP = 64
-"""Good batches without a step, at the start of an epoch, after which that is said; more than are mostly added up."""
+"""Good batches without a step after which that is said, looked at as often; more than are mostly added up."""
 
 STEPS_LOOKED_AT, STEPS_ALIKE = 16, 3
 """Steps of the optimizer whose distance in reports is looked at; equal distances that are no chance."""
@@ -153,8 +153,10 @@ class Stepper:
         self.knows_distance = distances[1] > 0 or distances.total() == STEPS_LOOKED_AT
 
     def check_steps(self, r8: R8Scheduler) -> None:
-        """Say once if the optimizer has taken no step for long; called as each run through the user's loader begins."""
+        """Say once if the optimizer has taken no step for long; called as each loss of own batches is reported."""
         updates = r8.controller.lineage.updates
+        if updates % BATCHES_WITHOUT_STEP:
+            return
         if self.stepped_at is None:
             self.stepped_at = updates
         elif self._hears_steps and updates - self.stepped_at >= BATCHES_WITHOUT_STEP:

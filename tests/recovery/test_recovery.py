@@ -547,6 +547,29 @@ def test_finite_guard_tests_no_progress():
     assert not run.of(events.BatchRefused, events.Probed, *SPENT)
 
 
+@pytest.mark.parametrize("at", [100, 900])
+@pytest.mark.parametrize("times", [100, 5000])
+def test_a_batch_far_above_all_others_is_said_where_only_nan_is_refused(at, times):
+    """Its step spoils Adam's moments and the weights, as in reinforcement learning; nothing else would tell of it."""
+    net = {"w": np.ones(2)}
+    r8 = R8Scheduler(
+        num_steps=1000, scheduler_mode="keep", guard="finite", state_callback=lambda: net, load_callback=net.update,
+        handle_signals=False,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number, _ in enumerate(r8.steps()):
+            # A reward found late, after losses next to nothing.
+            usual = (1 + number % 3) * (1e-6 if 400 < number < 800 else 1.0)
+            r8.update_with_loss(3.0 * times if number in (at, at + 1) else usual)
+        r8.close()
+
+    assert [f"{times:,} times as high as the highest of those before" in str(each.message) for each in caught] == (
+        [True] if times > 1000 else []
+    )
+    assert not r8.sentry.num_refused
+
+
 @pytest.mark.filterwarnings("ignore:losses or weights were not finite")
 def test_unknown_states_are_tried_in_turn():
     """Of states after which nothing was trained on, each restore that did not help is followed by an older one."""
