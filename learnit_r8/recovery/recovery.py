@@ -230,13 +230,11 @@ class RecoveryController:
         tells = loss > progress.untrained and len(ticket.indices) >= LEAST_SAMPLES
         if tells and self.watches_explosions and progress.has_exploded:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
-            before = tuple(recent)[:-1]
-            batch = Backup(self.live.step, lineage.updates, recent=before, witness=[item], losses=[loss])
+            batch = Backup(self.live.step, lineage.updates, recent=(*recent,)[:-1], witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch) or state.is_look_due
         elif tells and self._sentry.watches_level and progress.stands_alone:
             self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0] + 1, loss))
-        early = state.early
-        if self.is_early and (state.is_look_due or early.changes or early.is_compared):
+        if self.is_early and (state.is_look_due or state.early.changes or state.early.is_compared):
             # Only a look asks for the batch.
             state.is_look_due = True
             self.early.note(ticket, loss)
@@ -250,11 +248,9 @@ class RecoveryController:
         if not self.is_open and not lineage.is_on_trial:
             incident = self._incidents.current
             if incident is not None and incident.held_from_start and limit.ceiling < math.inf and not limit.is_ignored:
-                held, now = f"{incident.held_from_start:.3g}", limit.ceiling_text
+                held, now, since = f"{incident.held_from_start:.3g}", limit.ceiling_text, lineage.since_restore
                 held = now if now.startswith(held) else f"{held} to {now}"
-                text = (
-                    f"the rate is probably too high from the start: {held} held for {lineage.since_restore:,} updates"
-                )
+                text = f"the rate is probably too high from the start: {held} held for {since:,} updates"
                 self._incidents.note(self.live.step, text)
                 self._announcer.warn_once("too high from the start", f"{text}.")
             self._incidents.end()
@@ -550,8 +546,7 @@ class RecoveryController:
             return True
         callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
         self.state.looked_last_at = step
-        damage = self.live.look() if can_restore else ""
-        if damage:
+        if damage := self.live.look() if can_restore else "":
             # No later loss would show what the last update has done.
             self.damaged(damage, step=step, lr=lr)
             return self.experiment.is_open
