@@ -6,6 +6,7 @@ Objects that change in place (torch modules and optimizers, NNX modules) are res
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -232,7 +233,9 @@ def _loaded(holder: Any, saved: Any) -> Any:
 def _leaf(leaf: Any) -> tuple[Any, Callable[[Any], Any]]:
     jax: Any = sys.modules.get("jax")
     if jax is None or not isinstance(leaf, jax.Array):
-        return leaf, lambda saved: saved
+        # A copy of a wrapped function, such as jax.nn.relu, is another one, for which a jitted step compiles again.
+        is_function = hasattr(leaf, "__wrapped__") or isinstance(leaf, functools.partial)
+        return (None, lambda saved: leaf) if is_function else (leaf, lambda saved: saved)
     if not (leaf.is_fully_addressable or is_key(leaf)):
         return _parts_here(jax, leaf)
     if is_key(leaf):

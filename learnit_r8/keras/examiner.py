@@ -90,7 +90,12 @@ class Examiner(Subject):
             if seen:
                 return
             for each in keras.tree.flatten(output):
-                what, rows = first_bad(ops.convert_to_numpy(each), size)
+                try:
+                    array = ops.convert_to_numpy(each)
+                except TypeError:
+                    # On JAX the cell of a recurrent layer is traced: the layer tells.
+                    return
+                what, rows = first_bad(array, size)
                 if what:
                     seen.append((name, what, rows))
                     return

@@ -261,7 +261,7 @@ class Remedies:
             self._name_cause(TOO_LARGE_SINCE.format(backup.step), UPDATE)
         self._tell_restored(backup, alarm, undone, why, is_tested=is_tested)
         incident = self._state.incidents.current
-        if not why and incident is not None and "were too large" in incident.cause:
+        if not (why or self._live.jump or incident is None) and "were too large" in incident.cause:
             why = "an update was probably too large"
         if why:
             advice = self._live.persistence.callbacks.advice

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pytest
 
 from learnit_r8 import Backups, OwnBatches, R8Scheduler
+from learnit_r8.bridge.driven_state import take_apart
+from learnit_r8.state.tree import clone
 from tests.healing_common import X, Y
 
 jax = pytest.importorskip("jax")
@@ -456,3 +459,13 @@ def test_batches_of_nan_with_finite_losses_are_left_out_as_by_hand(is_nnx):
         np.testing.assert_allclose(found[name][...], each, rtol=1e-5)
     # Two tests of the weights took the place of a batch each.
     assert (num_counted, r8.sentry.num_refused) == (len(batches) - len(bad) - 2, len(bad) - 1)
+
+
+def test_a_function_in_the_state_is_not_copied():
+    """A copy of an activation of JAX is another function, for which a jitted step is compiled again."""
+    partial = functools.partial(jax.nn.leaky_relu, negative_slope=0.1)
+    leaves, make = take_apart({"relu": jax.nn.relu, "jitted": jax.nn.tanh, "part": partial, "w": jnp.ones(2)})
+    made = make(clone(leaves))
+
+    assert (made["relu"], made["jitted"], made["part"]) == (jax.nn.relu, jax.nn.tanh, partial)
+    assert made["w"].tolist() == [1.0, 1.0]

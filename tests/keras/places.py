@@ -128,6 +128,11 @@ def main():
     assert (found.fault, found.is_certain) == ("input", True), found
     assert "row 5 of the batch" in found.text, found
 
+    # On JAX the cell of a recurrent layer is traced, and has no values to look at.
+    layered = [keras.Input((8,)), layers.Reshape((8, 1)), layers.LSTM(4), layers.Dense(1)]
+    found = told(keras.Sequential(layered), x, y, is_own=True)[0]
+    assert (found.fault, found.is_certain) == ("input", True), found
+
     # JAX lets no layer count as it is called. The search for the cause must leave no calls of its own.
     x, y = data()
     x[BATCH : 2 * BATCH] = np.nan

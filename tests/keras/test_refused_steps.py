@@ -202,3 +202,31 @@ def test_other_back_ends(back_end):
     """All of this holds there."""
     chosen = "-q", "-p", "no:cacheprovider", "-m", "program", "-k", "not other_back"
     printed_by(ROOT, "-m", "pytest", *chosen, __file__, KERAS_BACKEND=back_end, JAX_PLATFORMS="cpu")
+
+
+def test_a_stray_write_gets_no_advice_for_large_updates():
+    """A row of an embedding that few samples have: the array is named, and nothing is said of the norm of gradients."""
+    keras.utils.set_random_seed(0)
+    rows = np.random.default_rng(0).integers(0, 200, (512, 2))
+    inputs = [keras.Input((2,)), keras.layers.Embedding(200, 8), keras.layers.Flatten()]
+    model = keras.Sequential([*inputs, keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+
+    def strike(batch, logs=None):
+        if r8.global_step == 75:
+            if keras.backend.backend() == "jax":
+                model.jax_state_sync()
+            table = keras.ops.convert_to_numpy(model.layers[0].embeddings).copy()
+            table[3, 2] = 1e3
+            model.layers[0].embeddings.assign(table)
+
+    with R8Scheduler(512, batch_size=16, num_epochs=4, initial_lr=0.01) as r8:
+        data = R8Dataset(rows, (rows.sum(1, keepdims=True) % 7 / 7).astype("f4"), r8)
+        callbacks = [R8Callback(data), keras.callbacks.LambdaCallback(on_train_batch_begin=strike)]
+        with pytest.warns(RuntimeWarning) as said:
+            model.fit(data, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
+    words = " ".join(str(each.message) for each in said)
+
+    assert "the weights were damaged, restored to step" in words
+    assert "probably a stray write" in words
+    assert "What may help" not in words

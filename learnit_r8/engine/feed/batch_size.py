@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...sources.chunk import Size
-from ...state.tree import clone
+from ...state.tree import clone, leaves
 
 TOKEN_NAMES = ("input_ids", "tokens", "ids")
 """Names under which a batch of text holds its tokens."""
@@ -107,6 +107,16 @@ def copied(item: Any) -> Any:
         return clone(item)
     except Exception:
         return item
+
+
+def shapes_of(item: Any) -> list[tuple[int, ...]]:
+    """Shapes of the arrays in a batch, without their first dimension, as the last batch of an epoch may be short.
+
+    >>> import numpy as np
+    >>> shapes_of({"x": np.zeros((4, 128)), "y": np.zeros(4)})
+    [(128,), ()]
+    """
+    return [tuple(getattr(each, "shape", ())[1:]) for _, each in leaves(item)]
 
 
 def _read_tokens(item: Any) -> int | None:

@@ -23,7 +23,7 @@ from .. import run_state
 from ..engine import Engine
 from ..run import Trainer
 from . import replay
-from .batch_size import MOST_KEPT_BYTES, SMALL_BYTES, BatchMeasure, Told, copied, read_size
+from .batch_size import MOST_KEPT_BYTES, SMALL_BYTES, BatchMeasure, Told, copied, read_size, shapes_of
 from .followed import MOST_HELD, FollowedBatches
 from .samples import OF_ONE_PROCESS, BatchSamples, Ids, Skip
 
@@ -69,6 +69,9 @@ OTHER_EPOCH = (
 
 MOST_SILENT = 1000
 """Steps without a loss after which the loop gets an error."""
+
+LOOKED_AT = 8
+"""Batches of a pass whose shapes are looked at: where they differ, as of padded texts, any may be handed out again."""
 
 LONG_PASS = 100_000
 """Batches of a run through a loader without a length after which it is said that epochs wait for its end."""
@@ -128,9 +131,10 @@ class Feed:
         self.engine, self.source = engine, source
         self.trainer = Trainer(engine.between_steps)
         self.is_counted = False
-        self.has_asked = self.is_in_epochs = self._is_repeated = self._is_interrupted = False
+        self.has_asked = self.is_in_epochs = self._is_repeated = self._is_interrupted = self._is_ragged = False
         self._updates = self.num_iterations = 0
         self._long_pass = -1
+        self._shapes: list[list[tuple[int, ...]]] = []
         # Until batches() iterates over a loader that can.
         engine.table.storage.exclusions.are_left_out = False
 
@@ -197,9 +201,10 @@ class Feed:
                 self._updates = controller.lineage.updates
                 may_probe = not (controller.is_quiet or pace.is_stopped) and controller.experiment.asks_probe
                 if may_probe and not (pace.leaves_out and (self.is_at_end() or self._is_full())):
-                    is_kept = all(item is not None for item in controller.experiment.asked.witness)
+                    asked = controller.experiment.asked.witness
+                    is_kept = all(item is not None and self._is_alike(item) for item in asked)
                     if not all(each[0] for each in engine.agreement.gather([is_kept])):
-                        # The batch was not kept on all ranks: the next losses decide.
+                        # The batch was not kept on all ranks, or is of another loader: the next losses decide.
                         controller.experiment.can_probe = False
                         continue
                     self.trainer.before_probe()
@@ -212,6 +217,9 @@ class Feed:
                 elif (item := self._take_next(measure)) is _NONE:
                     self.end_pass()
                     return
+                elif len(self._shapes) < LOOKED_AT:
+                    self._shapes.append(shapes_of(item))
+                    self._is_ragged = self._is_ragged or self._shapes[-1] != self._shapes[0]
                 self.trainer.hand_out(item)
                 yield item
         except GeneratorExit:
@@ -225,8 +233,13 @@ class Feed:
             if source.iteration is this:
                 source.iteration, source.has_begun = None, False
 
+    def _is_alike(self, item: Any) -> bool:
+        """Whether a batch has the shapes of this pass, where all have the same: a loop in stages takes no others."""
+        return self._is_ragged or not self._shapes or shapes_of(item) == self._shapes[0]
+
     def _begin(self, loader: Any) -> None:
         engine, source, pace = self.engine, self.source, self.engine.pace
+        self._shapes = []
         pace.epoch_follows = False
         self.trainer.before_iteration()
         engine.controller.experiment.can_probe = source.settings.keep_witness

@@ -685,6 +685,25 @@ def test_a_resumed_loop_without_a_loader_hears_that_its_first_batch_came_too_ear
     assert (first + rest == whole, said) == (iterates, not iterates)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("hurt_at", [None, 100, 102, 150])
+def test_a_batch_of_another_stage_is_not_handed_out(hurt_at):
+    """A training in stages, whose batches have other shapes, gets those of its own stage, healthy or not."""
+    rng = np.random.default_rng(0)
+    model, true = {"w": np.zeros(8)}, rng.normal(size=8)
+    r8 = built(num_steps=200, scheduler_mode="keep", state_callback=lambda: model, load_callback=model.update)
+    for size in (4, 8):
+        for batch in r8.batches([rng.normal(size=(32, size)) for _ in range(100)]):
+            assert batch.shape[1] == size
+            if r8.global_step == hurt_at:
+                model["w"], hurt_at = model["w"] * np.nan, None
+            error = batch @ (model["w"] - true)[:size]
+            if r8.update_with_loss((error**2).mean()):
+                model["w"] = model["w"] - np.pad(0.05 * batch.T @ error / 32, (0, 8 - size))
+
+    assert np.isfinite(model["w"]).all()
+
+
 def built(*samples, **settings):
     return R8Scheduler(*samples, **grouped({"handle_signals": False, **settings}))
 
