@@ -173,7 +173,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_recovery.py -k 'shows_later or state_by_state or older_state'",
      "damage that shows late is restored to itself for ever"),
     ("recovery/recovery.py",
-     'damage := self.live.look() if can_restore else ""', 'damage = ""',
+     'damage := self.live.look() if can_restore else ""', 'damage := ""',
      "runs/test_experiments.py -k last_update", "a run ends with NaN weights that its last update has made"),
     ("recovery/recovery.py", "older[: max(1, len(older) - skipped)]", "older",
      "recovery/test_recovery.py -k older_states", "going back past much damage takes a restore for each backup"),
