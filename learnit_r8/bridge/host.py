@@ -29,6 +29,8 @@ RIVALS = (
 
 def expect_rivals(r8: R8Scheduler, num_losses: int, num_optimizers: int) -> None:
     """Hear how many losses come in one report, and how many optimizers step."""
+    if num_optimizers > 1:
+        r8.controller.watches_fall = False
     if num_losses > 1 and num_optimizers > 1 and r8.controller.expect_rivals():
         r8.host.say_once("rivals", RIVALS.format(num_losses, num_optimizers), is_warning=False)
 

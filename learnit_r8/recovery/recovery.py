@@ -92,6 +92,8 @@ class RecoveryController:
         experiment: The experiment under way.
         witnesses: The witnesses of backups and checkpoints.
         is_early: Whether `is_suspicious` must be asked.
+        watches_fall: Whether losses that are back at those of the untrained model are looked into: not where several
+            optimizers step, as those of a GAN do.
         watches_gradients: Whether `note_gradients` is of use: not where losses are no measure of progress.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         left_at: Where the last epoch was left.
@@ -128,7 +130,7 @@ class RecoveryController:
         self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
-        self._fell_back = False
+        self.watches_fall, self._fell_back = True, False
 
     @property
     def is_open(self) -> bool:
@@ -224,7 +226,7 @@ class RecoveryController:
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
-                is_due = is_due and not self._sentry.has_risen(own_rate)
+                is_due = is_due and self.watches_fall and not self._sentry.has_risen(own_rate)
                 self._fell_back = is_due and progress.has_fallen_back(lineage.updates)
                 state.is_look_due = state.is_look_due or self._fell_back
         tells = loss > progress.untrained and len(ticket.indices) >= LEAST_SAMPLES

@@ -145,6 +145,7 @@ class Adapter:
         can_agree = self.num_ranks == 1 or isinstance(training.model, DistributedDataParallel)
         may_withhold = can_agree and not self.state.is_sharded
         are_own, is_alone = scheduler.host.rates.are_own, len(training.optimizers) == 1
+        scheduler.controller.watches_fall = is_alone
         self._step_hooks: list[StepHooks] = []
         for each in training.optimizers if are_own else training.optimizers[:1]:
             watch = ScheduleWatch(each, self.state, accumulate=self._stepper.accumulate) if are_own else None
