@@ -292,11 +292,6 @@ class Progress(SavedFields):
         least = float(np.fmin(self.untrained, np.median(self.first[:FIRST]))) - self.level_noise
         return stands and level > least and spread_of(last) > WILD_SPREAD * self.start
 
-    def note_rate(self, rate: float, updates: int) -> None:
-        """Note a rate of the user's own."""
-        if rate > self.peak:
-            self.peak, self.peak_at = rate, updates
-
     def stands_since_peak(self, updates: int) -> bool:
         """Whether there is next to no progress, though the user's rate has reached its highest some time ago."""
         if updates % LOOK_EVERY or updates < self.peak_at + STANDSTILL or not (self.peak and self.untrained > 0):

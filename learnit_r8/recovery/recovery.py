@@ -221,7 +221,8 @@ class RecoveryController:
         if not lineage.updates & LOOK_MASK:
             self._look(loss, is_calm=not suspicion >= 2 * MOST_SUSPICION)
             if self._sentry.watches_level and own_rate is not None:
-                progress.note_rate(own_rate, lineage.updates)
+                if own_rate > progress.peak:
+                    progress.peak, progress.peak_at = own_rate, lineage.updates
                 is_due = not lineage.updates % LOOK_EVERY and not (self.limit.is_on or self.is_open)
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
@@ -607,8 +608,7 @@ class RecoveryController:
 
     def _run(self, case: Case, steps: Steps, repeat: Repeat | None) -> None:
         """Begin an experiment, and make it at once where probes need no turn of the loop."""
-        finding = self.experiment.begin(case, steps)
-        if finding is not None:
+        if (finding := self.experiment.begin(case, steps)) is not None:
             self._conclude(case, finding)
         while repeat is not None and self.experiment.is_open:
             self._take(repeat.loss(self.experiment.draw()), self._lr, leaves_out=False)

@@ -25,7 +25,7 @@ from .losses import check_labels, cross_entropies, read_losses, say_what_is_unkn
 from .lr_scheduler import R8LRScheduler, ScheduleWatch
 from .predictions import packed, packed_with
 from .prepared import is_accelerated, is_skipping
-from .stepper import StepHooks
+from .stepper import BATCHES_WITHOUT_STEP, StepHooks
 from .trainer_step import LastForward
 
 if TYPE_CHECKING:
@@ -464,7 +464,8 @@ class Adapter:
             outcome = self._losses.tell()
             if not outcome:
                 self._look_for_others(*losses)
-            self._stepper.check_steps(self.scheduler)
+            if not self.scheduler.controller.lineage.updates % BATCHES_WITHOUT_STEP:
+                self._stepper.check_steps(self.scheduler)
             return outcome
         found = self.in_hand if ticket is None else check_ticket(ticket)
         refuse_weights(self.scheduler.policy, found)

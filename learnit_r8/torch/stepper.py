@@ -153,10 +153,8 @@ class Stepper:
         self.knows_distance = distances[1] > 0 or distances.total() == STEPS_LOOKED_AT
 
     def check_steps(self, r8: R8Scheduler) -> None:
-        """Say once if the optimizer has taken no step for long; called as each loss of own batches is reported."""
+        """Say once if the optimizer has taken no step for long; called at every 64th loss of own batches."""
         updates = r8.controller.lineage.updates
-        if updates % BATCHES_WITHOUT_STEP:
-            return
         if self.stepped_at is None:
             self.stepped_at = updates
         elif self._hears_steps and updates - self.stepped_at >= BATCHES_WITHOUT_STEP:

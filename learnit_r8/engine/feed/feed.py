@@ -71,7 +71,8 @@ MOST_SILENT = 1000
 """Steps without a loss after which the loop gets an error."""
 
 LOOKED_AT = 8
-"""Batches of a pass whose shapes are looked at: where they differ, as of padded texts, any may be handed out again."""
+"""Batches of a pass whose shapes are looked at where there is more than one loader: where they differ, as of padded
+texts, any may be handed out again."""
 
 LONG_PASS = 100_000
 """Batches of a run through a loader without a length after which it is said that epochs wait for its end."""
@@ -135,6 +136,7 @@ class Feed:
         self._updates = self.num_iterations = 0
         self._long_pass = -1
         self._shapes: list[list[tuple[int, ...]]] = []
+        self._loader, self._has_many = 0, False
         # Until batches() iterates over a loader that can.
         engine.table.storage.exclusions.are_left_out = False
 
@@ -217,7 +219,7 @@ class Feed:
                 elif (item := self._take_next(measure)) is _NONE:
                     self.end_pass()
                     return
-                elif len(self._shapes) < LOOKED_AT:
+                elif self._has_many and len(self._shapes) < LOOKED_AT:
                     self._shapes.append(shapes_of(item))
                     self._is_ragged = self._is_ragged or self._shapes[-1] != self._shapes[0]
                 self.trainer.hand_out(item)
@@ -239,7 +241,8 @@ class Feed:
 
     def _begin(self, loader: Any) -> None:
         engine, source, pace = self.engine, self.source, self.engine.pace
-        self._shapes = []
+        self._has_many = self._has_many or self._loader not in (0, id(loader))
+        self._shapes, self._loader = [], id(loader)
         pace.epoch_follows = False
         self.trainer.before_iteration()
         engine.controller.experiment.can_probe = source.settings.keep_witness
