@@ -147,7 +147,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_experiment.py", "a state whose losses are NaN counts as healthy"),
     ("recovery/experiment.py", "if backup.is_proven or reference is None or not case.is_exact:", "if True:",
      "recovery/test_experiment.py -k unproven", "a backup of damaged weights is restored"),
-    ("recovery/experiment.py", "if case.alarm is Alarm.FELL else older", "if False else older",
+    ("recovery/experiment.py", "older.sort(key=case.rise_of_present, reverse=True)", "pass",
      "recovery/test_experiment.py -k that_tells", "a hard batch clears a backup of damaged weights"),
     ("recovery/experiment.py", "return loss < later.record", "return True",
      "recovery/test_experiment.py -k data_have_changed", "a model goes back as the data have changed"),

@@ -478,10 +478,11 @@ def _is_healthy(case: Case, model: LiveModel, backup: Backup) -> Generator[Backu
         backup.noise = abs(again - loss)
         if backup.noise <= near:
             return False
-    older = (each for each in case.references if each.updates < backup.updates)
-    # A hard batch shows no damage where losses are noisy: that one is drawn which the present weights raise most.
-    by_rise = sorted(older, key=case.rise_of_present, reverse=True) if case.alarm is Alarm.FELL else older
-    reference = next(iter(by_rise), None)
+    older = [each for each in case.references if each.updates < backup.updates]
+    if case.alarm is Alarm.FELL:
+        # A hard batch shows no damage where losses are noisy: that one is drawn which the present weights raise most.
+        older.sort(key=case.rise_of_present, reverse=True)
+    reference = older[0] if older else None
     # Where other batches stand for probes, their losses were compared with those before the backup already.
     if backup.is_proven or reference is None or not case.is_exact:
         return True

@@ -52,7 +52,7 @@ STANDSTILL, LEAST_GAIN = 64, 0.03
 """Updates since the rate was highest from which the least progress is expected, and that as a share of the loss of the
 untrained model."""
 
-ALL_BUT, CLEARLY = 0.7, 6.25
+MOST_LOST, CLEARLY = 0.7, 6.25
 """Share of the progress since the untrained model that is lost where losses have fallen back, and five standard errors
 of a median, in spreads of the losses over the root of their number."""
 
@@ -210,7 +210,7 @@ class Progress(SavedFields):
             if len(before) < LEVEL:
                 continue
             usual = median_of(before)
-            if self.untrained > usual and last > usual + ALL_BUT * (self.untrained - usual):
+            if self.untrained > usual and last > usual + MOST_LOST * (self.untrained - usual):
                 chance = CLEARLY * spread_of(before) * math.sqrt(1 / count + 1 / LEVEL)
                 # Where data change, as with classes that come later, losses were that high before.
                 starts = range(0, len(earlier) - count + 1, count // 2)

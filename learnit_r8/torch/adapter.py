@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from .._validation import loop_method, no_attribute
+from ..bridge.host import expect_rivals
 from ..bridge.prefetch import Prefetch
 from ..events.caller import say_at_exit
 from ..guard.verdict import GOOD
@@ -145,7 +146,7 @@ class Adapter:
         can_agree = self.num_ranks == 1 or isinstance(training.model, DistributedDataParallel)
         may_withhold = can_agree and not self.state.is_sharded
         are_own, is_alone = scheduler.host.rates.are_own, len(training.optimizers) == 1
-        scheduler.controller.watches_fall = is_alone
+        expect_rivals(scheduler, 1, len(training.optimizers))
         self._step_hooks: list[StepHooks] = []
         for each in training.optimizers if are_own else training.optimizers[:1]:
             watch = ScheduleWatch(each, self.state, accumulate=self._stepper.accumulate) if are_own else None

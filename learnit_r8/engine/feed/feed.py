@@ -136,7 +136,9 @@ class Feed:
         self._updates = self.num_iterations = 0
         self._long_pass = -1
         self._shapes: list[list[tuple[int, ...]]] = []
-        self._loader, self._has_many = 0, False
+        # The last one: another may have its place in memory once it is gone.
+        self._loader: Any = None
+        self._has_many = False
         # Until batches() iterates over a loader that can.
         engine.table.storage.exclusions.are_left_out = False
 
@@ -241,8 +243,8 @@ class Feed:
 
     def _begin(self, loader: Any) -> None:
         engine, source, pace = self.engine, self.source, self.engine.pace
-        self._has_many = self._has_many or self._loader not in (0, id(loader))
-        self._shapes, self._loader = [], id(loader)
+        self._has_many = self._has_many or not (self._loader is None or loader is self._loader)
+        self._shapes, self._loader = [], loader
         pace.epoch_follows = False
         self.trainer.before_iteration()
         engine.controller.experiment.can_probe = source.settings.keep_witness
