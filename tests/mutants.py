@@ -51,6 +51,14 @@ class Mutant(NamedTuple):
 # fmt: off
 MUTANTS = [Mutant(*each) for each in (
     # recovery/
+    ("recovery/progress.py", "return not may_fall or updates >= self.slow_until", "return True",
+     "recovery/test_progress.py -k rise_slowly", "healthy weights of a VQ-VAE are put back as its losses rise"),
+    ("recovery/progress.py", "max(before[-APART:]) and not rises_slowly(self.recent)", "max(before[-APART:])",
+     "recovery/test_progress.py -k explode", "a slow rise counts as an explosion, and the rate falls"),
+    ("recovery/progress.py", "return not rises_slowly(losses, by_chance=1.0)", "return True",
+     "recovery/test_progress.py -k have_not_fallen_back", "a slow rise counts as lost weights"),
+    ("guard/spike.py", "if self.tests_progress or not (", "if True or not (",
+     "guard/test_spike.py -k slow_rise", "the guard refuses the losses of a VQ-VAE as they rise"),
     ("recovery/recovery.py", "            self.state.watch_steps()\n            is_again", "            is_again",
      "contract/test_data.py -k recurring_hidden_nan", "each gradient of NaN behind a finite loss costs a restore"),
     ("recovery/persistence.py", "before, least=BEYOND)", "before, least=FAR_GROWN)",
@@ -151,7 +159,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_experiment.py -k that_tells", "a hard batch clears a backup of damaged weights"),
     ("recovery/experiment.py", "return loss < later.record", "return True",
      "recovery/test_experiment.py -k data_have_changed", "a model goes back as the data have changed"),
-    ("recovery/progress.py", "3 * trend, highest)", "3 * trend)",
+    ("recovery/progress.py", "max(usual + chance, highest)", "usual + chance",
      "recovery/test_progress.py -k as_high_before", "classes that come later are taken for damage"),
     ("recovery/progress.py", "if last > max(usual + chance", "if last < max(usual + chance",
      "recovery/test_progress.py -k fall_back", "a model that has lost all it learned trains on"),

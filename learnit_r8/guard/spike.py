@@ -23,7 +23,7 @@ import numpy as np
 
 from .._validation import check_share, is_number, whole_number
 from ..table.records import LARGEST_LOSS
-from ..table.trend import FirstLosses, is_far_below, median
+from ..table.trend import FirstLosses, is_far_below, median, rises_slowly
 from .verdict import GOOD, Verdict
 
 LEAST_SPREAD = 0.05
@@ -219,6 +219,8 @@ ABSURD = 10.0
 """A single loss this many times ``far`` is refused: an update from it would spoil the optimizer's moments."""
 MOST_SPREAD = 2 / 3
 """Largest share of losses beyond the threshold, since the first of them, that may be a spread of losses."""
+NEAR = 0.7
+"""Losses that were never below this share of those of the start may rise slowly before they fall."""
 ALMOST = 0.99
 """Share of the alarm's evidence that is left when it is not believed."""
 FALLEN = 0.8
@@ -395,6 +397,8 @@ class SpikeGuard:
             if self.expects_progress:
                 evidence += up if loss <= far else max(up, 0.501 * alarm)
             if evidence >= alarm or loss > reference.absurd:
+                if self._is_slow(recent, past):
+                    return SpikeState(), GOOD
                 if loss > far or not self._is_spreading(recent, past, threshold):
                     return SpikeState(), Verdict.SPIKE
                 evidence = ALMOST * alarm
@@ -416,6 +420,17 @@ class SpikeGuard:
         # Two standard errors.
         return mean < past.start + 2 * math.dist(last, (mean,) * BLOCK) / BLOCK
 
+    def _is_slow(self, recent: tuple[float, ...], past: LossHistory) -> bool:
+        """Whether losses rise slowly before anything was learned, where no probe of a batch tells more.
+
+        They do where a codebook or a target is learned too. What is usual is learned anew then; losses that stay far
+        above the untrained model's are left to `Progress.is_above_untrained`.
+        """
+        if self.tests_progress or not (past.is_positive and past.start > 0):
+            return False
+        blocks = (median(sorted(past.losses[start : start + BLOCK])) for start in range(0, len(past.losses), BLOCK))
+        return min(past.best, *blocks) > NEAR * past.start and rises_slowly(past.losses + recent)
+
     def _look(self, state: SpikeState, lr: float) -> tuple[SpikeState, Verdict]:
         """Renew the thresholds, after a block of losses."""
         evidence, recent, reference, past, first = state
@@ -425,7 +440,7 @@ class SpikeGuard:
             before = past.losses[-self.lag :] if self.lag else ()
             raised = raised_by(recent, before, reference.blocks, past.raised)
             if raised and raised + WORTH_OF_A_SPIKE * evidence >= ALARM:
-                return SpikeState(), Verdict.RAISED
+                return SpikeState(), GOOD if self._is_slow(recent, past) else Verdict.RAISED
         losses, start = (past.losses + recent)[-(self.window + self.lag) :], past.start
         if start != start and len(losses) >= LEAST_KNOWN:
             start = median(sorted(losses[:LEAST_KNOWN]))

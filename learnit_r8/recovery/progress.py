@@ -15,6 +15,7 @@ import numpy as np
 # np.median imports it in the first steps, when a program may be out of file descriptors.
 import numpy.ma
 
+from ..table.trend import rises_slowly
 from .backups import Backup, median_of, spread_of
 from .saved_fields import SavedFields
 
@@ -47,6 +48,11 @@ spread is above the third."""
 FAR_ABOVE, MOST_OF_RECORD = 1.5, 10.0
 """Times the loss of the untrained model from which the median of `FIRST` losses is looked into, and most of that loss
 as a multiple of the first batch's, which may be an easy one."""
+
+MODERATE, LASTING = 4.0, 3
+"""Where nothing has been learned yet, losses may rise before they fall, as with a codebook or a target that is learned
+too. Those that rise slowly, to at most the first number of times those of the untrained model, are looked into at the
+second number of times the updates that they took."""
 
 STANDSTILL, LEAST_GAIN = 64, 0.03
 """Updates since the rate was highest from which the least progress is expected, and that as a share of the loss of the
@@ -107,6 +113,7 @@ class Progress(SavedFields):
         gap: How many times longer than at first the next look waits; doubled by each that found healthy weights.
         wait_until, above_from: Updates from which a high loss, and a high level, is looked into again.
         look_wait: Updates without a look for lost progress.
+        slow_until: Updates from which losses that have slowly risen are looked into; 0 if none have.
     """
 
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=128))
@@ -121,6 +128,7 @@ class Progress(SavedFields):
     wait_until: int = 0
     look_wait: int = 0
     above_from: int = 0
+    slow_until: int = 0
 
     def went_back(self, losses: Sequence[float], updates: int) -> None:
         """Take the losses from before a backup for the last ones, as the model was restored.
@@ -138,7 +146,7 @@ class Progress(SavedFields):
         self.recent.clear()
         self.reported.clear()
         self.start = self.untrained = self.record = math.nan
-        self.gap = 1
+        self.gap, self.slow_until = 1, 0
 
     def note_healthy(self, updates: int) -> None:
         """Wait twice as long before the next look, as one after this many updates found healthy weights."""
@@ -215,10 +223,9 @@ class Progress(SavedFields):
                 # Where data change, as with classes that come later, losses were that high before.
                 starts = range(0, len(earlier) - count + 1, count // 2)
                 highest = max(median_of(earlier[start : start + count]) for start in starts)
-                # A slow rise is that of a loss whose terms change.
-                trend = median_of(before[LOOK_EVERY:]) - median_of(before[:LOOK_EVERY])
-                if last > max(usual + chance, usual + 3 * trend, highest):
-                    return True
+                if last > max(usual + chance, highest):
+                    # A slow rise is that of a loss whose terms change.
+                    return not rises_slowly(losses, by_chance=1.0)
         return False
 
     @property
@@ -318,14 +325,23 @@ class Progress(SavedFields):
         """Whether the last losses are far above those of the untrained model, and not looked into yet."""
         if updates < self.above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
-        if updates % LOOK_EVERY:
-            return self.has_jumped
-        # The median of a few losses may be above by chance: it is asked for now and then, by more than their spread,
-        # and with nearly all of the last ones above.
-        losses = list(self.recent)[-LOOK_EVERY:]
-        few = losses[-FIRST:]
-        is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
-        return self.has_jumped or (is_level and sorted(losses)[1] > self.untrained)
+        is_above = self.has_jumped
+        if not (is_above or updates % LOOK_EVERY):
+            # The median of a few losses may be above by chance: it is asked for now and then, by more than their
+            # spread, and with nearly all of the last ones above.
+            losses = list(self.recent)[-LOOK_EVERY:]
+            few = losses[-FIRST:]
+            is_level = median_of(few) - spread_of(few) > FAR_ABOVE * self.untrained
+            is_above = is_level and sorted(losses)[1] > self.untrained
+        if not is_above:
+            return False
+        # Where nothing was learned yet, losses that have risen slowly, and are not very high, may fall by themselves.
+        losses, known = list(self.recent), [*self.first, *self.recent]
+        lowest = min(median_of(known[start : start + JUMPED]) for start in range(0, len(known), JUMPED))
+        may_fall = median_of(losses[-JUMPED:]) <= MODERATE * self.untrained and lowest > NEAR * self.untrained
+        if may_fall and not self.slow_until and len(losses) >= LOOK_EVERY and rises_slowly(losses):
+            self.slow_until = max(LASTING * updates, updates + STANDSTILL)
+        return not may_fall or updates >= self.slow_until
 
     @property
     def has_exploded(self) -> bool:
@@ -336,7 +352,8 @@ class Progress(SavedFields):
         *before, last = self.recent
         usual = median_of(before) if len(before) >= LEVEL else math.nan
         has_learned, least = usual <= (1 - LEAST_LEARNED) * self.untrained, max(self.untrained, FAR_ABOVE * usual)
-        return has_learned and last > least >= max(before[-APART:])
+        # Losses that rise over many updates have no single one to blame.
+        return has_learned and last > least >= max(before[-APART:]) and not rises_slowly(self.recent)
 
     def rise(self, count: int) -> float:
         """Mean of the last reported losses."""

@@ -597,7 +597,7 @@ class RecoveryController:
             # That of the lower ones, as at far too high rates others are wild.
             abs(float(np.quantile(first, 0.25))) if first else 0.0,
             share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
-            is_sudden=alarm not in (Alarm.REGRESS, Alarm.ABOVE, Alarm.RAISED)
+            is_sudden=alarm not in (Alarm.REGRESS, Alarm.ABOVE, Alarm.RAISED, Alarm.FELL)
             or (alarm is Alarm.RAISED and progress.is_sudden())
             or (alarm is Alarm.ABOVE and progress.has_jumped),
             is_exact=self.experiment.can_probe or bool(held), is_again=is_again,

@@ -71,9 +71,7 @@ CALMED_IN_VAIN = (
 SEE = "See docs/recovery.md"
 
 
-NO_MEASURE = (
-    '; where the loss is no measure of progress, as in reinforcement learning, a GAN or a VQ-VAE, give guard="finite"'
-)
+NO_MEASURE = '; where the loss is no measure of progress, as in reinforcement learning or a GAN, give guard="finite"'
 
 
 IN_VAIN = f" or tested weights that never got {LEAST_TRIAL} updates further, as training damaged them again and again"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 LEAST_LOSSES = 8
 """Least number of losses from which outliers are recognized."""
 
@@ -83,6 +85,37 @@ def median(ordered: Sequence[float]) -> float:
     # The first call of np.median() imports modules for 20 ms, during a step.
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
+
+
+LAST, WIDTHS, BY_CHANCE = 64, (1, 8, 16, 32, 64), 6.0
+"""Losses in which a rise is looked for, updates that it may take, and by how many variances of a loss a ramp may fit
+better than a step by chance."""
+
+
+def rises_slowly(losses: Sequence[float], *, by_chance: float = BY_CHANCE) -> bool:
+    """Whether the last losses have risen over many updates, and not from one to the next.
+
+    A rise is a ramp between two levels. The squares of what is left of the best ramp are compared with those of the
+    best step.
+
+    Args:
+        losses: The losses, oldest first.
+        by_chance: By how many variances of a loss the ramp must be better; where noise hides that, it is a step.
+
+    >>> usual = [1.0, 1.1] * 20
+    >>> rises_slowly(usual + [2.0, 2.1] * 8), rises_slowly(usual + [1.1 + 0.1 * n for n in range(16)])
+    (False, True)
+    """
+    last = np.asarray(list(losses)[-LAST:])
+    last = last - last.mean()
+    places = np.arange(len(last))
+    gains = []
+    for width in WIDTHS:
+        ramps = np.clip((places - places[:-1, None]) / width, 0.0, 1.0)
+        ramps -= ramps.mean(axis=1, keepdims=True)
+        gains.append(max(np.maximum(ramps @ last, 0.0) ** 2 / np.einsum("ij,ij->i", ramps, ramps), default=0.0))
+    step, ramp = gains[0], max(gains[1:])
+    return bool(ramp - step > by_chance * (last @ last - ramp) / max(1, len(last)))
 
 
 LEAST_JUDGED = 8

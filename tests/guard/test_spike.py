@@ -339,3 +339,23 @@ def test_losses_that_need_not_fall_are_refused_if_they_are_absurd(scale):
     state = state_after(losses, guard)
     assert guard.suspicion(state) == 0
     assert judge_all([math.inf, 1e4 * abs(scale)], guard, state) == [(0, Verdict.NOT_FINITE), (1, Verdict.SPIKE)]
+
+
+RISES = np.linspace(0.25, 0.6, 40)
+
+
+@pytest.mark.parametrize(
+    ("losses", "own_rates", "is_refused"),
+    [
+        ([0.25] * 90 + [*RISES] + [0.6] * 60, True, False),
+        ([0.25] * 90 + [*RISES] + [0.6] * 60, False, True),
+        ([0.25] * 90 + [0.6] * 60, True, True),
+        ([0.25] * 30 + [0.1] * 90 + [*np.linspace(0.1, 0.6, 40)] + [0.6] * 60, True, True),
+    ],
+    ids=["slow", "rates of R8", "step", "learned before"],
+)
+def test_a_slow_rise_before_anything_was_learned(losses, own_rates, is_refused):
+    """Losses of a codebook rise before they fall; at rates of the user's own no probe could tell that."""
+    noisy = np.array(losses) * (1 + 0.03 * np.random.default_rng(0).standard_normal(len(losses)))
+
+    assert bool(judge_all(noisy, SpikeGuard(tests_progress=not own_rates))) is is_refused

@@ -2,7 +2,11 @@ import functools
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from torch.nn.functional import mse_loss
 from wild_scripts import SCRIPTS, Epochs, Workers, seed_all
+
+from learnit_r8.torch import attach
 
 
 def flat(value, path=""):
@@ -68,6 +72,50 @@ def test_files_change_nothing(tmp_path):
 
     assert not differences(plain_epochs(), watched.state())
     assert list((tmp_path / "kept").iterdir())
+
+
+class Codebook(torch.nn.Module):
+    """An autoencoder whose codes are the nearest rows of a codebook (van den Oord et al., arXiv 1711.00937)."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 16))
+        self.decoder = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+        self.book = torch.nn.Embedding(64, 16)
+        self.book.weight.data.uniform_(-1 / 64, 1 / 64)
+
+    def forward(self, x):
+        code = self.encoder(x)
+        nearest = self.book(torch.cdist(code, self.book.weight).argmin(1))
+        rebuilt = self.decoder(code + (nearest - code).detach())
+        return mse_loss(nearest, code.detach()) + 0.25 * mse_loss(code, nearest.detach()) + mse_loss(rebuilt, x)
+
+
+def codebook_losses(seed, lr, num_epochs, with_r8):
+    torch.manual_seed(seed)
+    model = Codebook()
+    pixels = torch.tensor(load_digits().data / 16, dtype=torch.float32)
+    loader = torch.utils.data.DataLoader(pixels, batch_size=32, shuffle=True)
+    optimizer, losses = torch.optim.Adam(model.parameters(), lr=lr), []
+    adapter = attach(model, optimizer, loader, num_epochs=num_epochs) if with_r8 else None
+    for _ in range(num_epochs):
+        for x in loader if adapter is None else adapter.batches():
+            loss = model(x)
+            losses.append(loss.item())
+            if adapter is None or adapter.report(loss):
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return losses
+
+
+@pytest.mark.parametrize(("seed", "lr", "num_epochs"), [(0, 3e-4, 10), (1, 1e-3, 3), (3, 1e-3, 3), (0, 3e-3, 2)])
+def test_losses_that_rise_to_several_times_those_of_the_start_before_they_fall(seed, lr, num_epochs):
+    """Those of a codebook do, over tens or hundreds of steps: nothing is refused, put back or probed."""
+    plain, watched = (codebook_losses(seed, lr, num_epochs, with_r8=with_r8) for with_r8 in (False, True))
+
+    assert watched == plain
+    assert max(plain) > 1.5 * plain[0] > 2 * plain[-1]
 
 
 @pytest.mark.slow
