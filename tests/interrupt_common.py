@@ -182,21 +182,8 @@ class User:
         """Train to the end."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while not self._is_done():
-                try:
-                    self._train_bare() if self.loop == "bare" else self._train_tickets()
-                except KeyboardInterrupt:
-                    ticket = self.r8.host.open_ticket
-                    self.has_lost_probe |= ticket is not None and ticket.chunk.is_probe
-                    self._react()
-                if (
-                    not self.out
-                    and self.r8.pace.num_out
-                    and not self.r8.host.turns.is_cut
-                    and self.r8.host.open_ticket is None
-                ):
-                    self._find_lost()
             while True:
+                self._train()
                 # An exception that a trace function raises inside of ``except`` may leave the handled one in
                 # sys.exc_info() for good, which close() asks; a signal does not come there.
                 ctypes.pythonapi.PyErr_SetExcInfo(None, None, None)
@@ -204,7 +191,24 @@ class User:
                     self.call(self.r8.close)
                     return self
                 except KeyboardInterrupt:
+                    # Who comes back from an earlier state trains on from there.
                     self._react()
+
+    def _train(self):
+        while not self._is_done():
+            try:
+                self._train_bare() if self.loop == "bare" else self._train_tickets()
+            except KeyboardInterrupt:
+                ticket = self.r8.host.open_ticket
+                self.has_lost_probe |= ticket is not None and ticket.chunk.is_probe
+                self._react()
+            if (
+                not self.out
+                and self.r8.pace.num_out
+                and not self.r8.host.turns.is_cut
+                and self.r8.host.open_ticket is None
+            ):
+                self._find_lost()
 
     def _is_done(self):
         return self.r8.pace.place == self.r8.total_steps and not self.r8.pace.num_out
