@@ -223,9 +223,10 @@ class Progress(SavedFields):
                 # Where data change, as with classes that come later, losses were that high before.
                 starts = range(0, len(earlier) - count + 1, count // 2)
                 highest = max(median_of(earlier[start : start + count]) for start in starts)
-                if last > max(usual + chance, highest):
-                    # A slow rise is that of a loss whose terms change.
-                    return not rises_slowly(losses, by_chance=1.0)
+                # A slow rise is that of a loss whose terms change; before much was learned, a small one is, too.
+                trend = median_of(before[LOOK_EVERY:]) - median_of(before[:LOOK_EVERY])
+                if last > max(usual + chance, usual + 3 * trend, highest):
+                    return usual <= NEAR * self.untrained or not rises_slowly(losses, by_chance=1.0)
         return False
 
     @property
