@@ -23,7 +23,7 @@ import numpy as np
 
 from .._validation import check_share, is_number, whole_number
 from ..table.records import LARGEST_LOSS
-from ..table.trend import FirstLosses, is_far_below, median, rises_slowly
+from ..table.trend import NEAR, FirstLosses, is_far_below, lowest_median, median, rises_slowly
 from .verdict import GOOD, Verdict
 
 LEAST_SPREAD = 0.05
@@ -219,8 +219,6 @@ ABSURD = 10.0
 """A single loss this many times ``far`` is refused: an update from it would spoil the optimizer's moments."""
 MOST_SPREAD = 2 / 3
 """Largest share of losses beyond the threshold, since the first of them, that may be a spread of losses."""
-NEAR = 0.7
-"""Losses that were never below this share of those of the start may rise slowly before they fall."""
 ALMOST = 0.99
 """Share of the alarm's evidence that is left when it is not believed."""
 FALLEN = 0.8
@@ -428,8 +426,8 @@ class SpikeGuard:
         """
         if self.tests_progress or not (past.is_positive and past.start > 0):
             return False
-        blocks = (median(sorted(past.losses[start : start + BLOCK])) for start in range(0, len(past.losses), BLOCK))
-        return min(past.best, *blocks) > NEAR * past.start and rises_slowly(past.losses + recent)
+        lowest = min(past.best, lowest_median(past.losses, BLOCK))
+        return lowest > NEAR * past.start and rises_slowly(past.losses + recent)
 
     def _look(self, state: SpikeState, lr: float) -> tuple[SpikeState, Verdict]:
         """Renew the thresholds, after a block of losses."""

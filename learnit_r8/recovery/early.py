@@ -16,11 +16,12 @@ from .. import events
 from ..guard.monitor import Sentry, plain
 from ..sources.ticket import Ticket
 from ..state import tree
+from ..table.trend import NEAR
 from .backups import Backup
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_again, draw_with_first, end_healthy
 from .model import LiveModel, Saved, Witnesses, saved_form
 from .policy import DEAD_EVERY
-from .progress import EARLY_UPDATES, FIRST, NEAR, SMALL_BATCH, START_UPDATES, WORSE, Progress
+from .progress import EARLY_UPDATES, FIRST, SMALL_BATCH, START_UPDATES, WORSE, Progress
 from .state import BETTER, DEAD_LOOKS, EARLY_DIVISOR, RateTrial, RecoveryState
 
 FAR = 16.0

@@ -15,7 +15,7 @@ import numpy as np
 # np.median imports it in the first steps, when a program may be out of file descriptors.
 import numpy.ma
 
-from ..table.trend import rises_slowly
+from ..table.trend import NEAR, lowest_median, rises_slowly
 from .backups import Backup, median_of, spread_of
 from .saved_fields import SavedFields
 
@@ -61,9 +61,6 @@ untrained model."""
 MOST_LOST, CLEARLY = 0.7, 6.25
 """Share of the progress since the untrained model that is lost where losses have fallen back, and five standard errors
 of a median, in spreads of the losses over the root of their number."""
-
-NEAR = 0.7
-"""Share of the loss of the untrained model above which next to nothing was learned."""
 
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
@@ -323,7 +320,9 @@ class Progress(SavedFields):
         return last[1] > max(self.untrained, sorted(before)[-2])
 
     def is_above_untrained(self, updates: int) -> bool:
-        """Whether the last losses are far above those of the untrained model, and not looked into yet."""
+        """Whether the last losses are far above those of the untrained model, and not looked into yet; notes until when a
+        slow rise is left alone.
+        """
         if updates < self.above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
         is_above = self.has_jumped
@@ -337,8 +336,7 @@ class Progress(SavedFields):
         if not is_above:
             return False
         # Where nothing was learned yet, losses that have risen slowly, and are not very high, may fall by themselves.
-        losses, known = list(self.recent), [*self.first, *self.recent]
-        lowest = min(median_of(known[start : start + JUMPED]) for start in range(0, len(known), JUMPED))
+        losses, lowest = list(self.recent), lowest_median([*self.first, *self.recent], JUMPED)
         may_fall = median_of(losses[-JUMPED:]) <= MODERATE * self.untrained and lowest > NEAR * self.untrained
         if may_fall and not self.slow_until and len(losses) >= LOOK_EVERY and rises_slowly(losses):
             self.slow_until = max(LASTING * updates, updates + STANDSTILL)

@@ -87,6 +87,19 @@ def median(ordered: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
+NEAR = 0.7
+"""Share of the loss of the untrained model above which next to nothing was learned."""
+
+
+def lowest_median(losses: Sequence[float], size: int) -> float:
+    """Lowest median of blocks of this size.
+
+    >>> lowest_median([3.0, 0.0, 3.0, 2.0, 2.0, 9.0], size=3)
+    2.0
+    """
+    return min(median(sorted(losses[start : start + size])) for start in range(0, len(losses), size))
+
+
 LAST, WIDTHS, BY_CHANCE = 64, (1, 8, 16, 32, 64), 6.0
 """Losses in which a rise is looked for, updates that it may take, and by how many variances of a loss a ramp may fit
 better than a step by chance."""
@@ -113,7 +126,8 @@ def rises_slowly(losses: Sequence[float], *, by_chance: float = BY_CHANCE) -> bo
     for width in WIDTHS:
         ramps = np.clip((places - places[:-1, None]) / width, 0.0, 1.0)
         ramps -= ramps.mean(axis=1, keepdims=True)
-        gains.append(max(np.maximum(ramps @ last, 0.0) ** 2 / np.einsum("ij,ij->i", ramps, ramps), default=0.0))
+        found = np.maximum(ramps @ last, 0.0) ** 2 / np.einsum("ij,ij->i", ramps, ramps)
+        gains.append(found.max(initial=0.0))
     step, ramp = gains[0], max(gains[1:])
     return bool(ramp - step > by_chance * (last @ last - ramp) / max(1, len(last)))
 
