@@ -320,8 +320,8 @@ class Progress(SavedFields):
         return last[1] > max(self.untrained, sorted(before)[-2])
 
     def is_above_untrained(self, updates: int) -> bool:
-        """Whether the last losses are far above those of the untrained model, and not looked into yet; notes until when a
-        slow rise is left alone.
+        """Whether the last losses are far above those of the untrained model, and not looked into yet;
+        notes until when a slow rise is left alone.
         """
         if updates < self.above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
