@@ -49,8 +49,8 @@ FAR_ABOVE, MOST_OF_RECORD = 1.5, 10.0
 """Times the loss of the untrained model from which the median of `FIRST` losses is looked into, and most of that loss
 as a multiple of the first batch's, which may be an easy one."""
 
-MODERATE, LASTING = 4.0, 3
-"""Where nothing has been learned yet, losses may rise before they fall, as with a codebook or a target that is learned
+MODERATE, LASTING = 10.0, 3
+"""Where little has been learned, losses may rise before they fall, as with a codebook or a target that is learned
 too. Those that rise slowly, to at most the first number of times those of the untrained model, are looked into at the
 second number of times the updates that they took."""
 
@@ -335,7 +335,7 @@ class Progress(SavedFields):
             is_above = is_level and sorted(losses)[1] > self.untrained
         if not is_above:
             return False
-        # Where nothing was learned yet, losses that have risen slowly, and are not very high, may fall by themselves.
+        # Where little was learned, losses that have risen slowly, and are not very high, may fall by themselves.
         losses, lowest = list(self.recent), lowest_median([*self.first, *self.recent], JUMPED)
         may_fall = median_of(losses[-JUMPED:]) <= MODERATE * self.untrained and lowest > NEAR * self.untrained
         if may_fall and not self.slow_until and len(losses) >= LOOK_EVERY and rises_slowly(losses):

@@ -87,8 +87,8 @@ def median(ordered: Sequence[float]) -> float:
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
 
 
-NEAR = 0.7
-"""Share of the loss of the untrained model above which next to nothing was learned."""
+NEAR = 0.5
+"""Share of the loss of the untrained model above which little was learned."""
 
 
 def lowest_median(losses: Sequence[float], size: int) -> float:

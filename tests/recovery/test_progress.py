@@ -284,18 +284,18 @@ def when_above(losses, untrained=1.0):
     return None
 
 
-SLOW_RISE = [1.0] * 24 + list(np.linspace(1.0, 3.0, 24))
+SLOW_RISE = [1.0] * 24 + list(np.linspace(1.0, 6.0, 24))
 STEP = [1.0] * 24 + [3.0] * 24
 
 
 @pytest.mark.parametrize(
     ("losses", "update"),
     [
-        (SLOW_RISE + list(np.linspace(3.0, 0.5, 24)) + [0.5] * 200, None),
-        (SLOW_RISE + [3.0] * 200, 112),
-        ([*SLOW_RISE, 3.0, 3.0] + [9.0] * 4, 52),
+        (SLOW_RISE + list(np.linspace(6.0, 0.5, 24)) + [0.5] * 200, None),
+        (SLOW_RISE + [6.0] * 200, 96),
+        (SLOW_RISE + [12.0] * 4, 52),
         (STEP, 28),
-        ([1.0] * 8 + [0.5] * 16 + SLOW_RISE[24:], 36),
+        ([1.0] * 8 + [0.4] * 16 + SLOW_RISE[24:], 32),
     ],
     ids=["falls again", "stays", "goes on", "at once", "learned before"],
 )
