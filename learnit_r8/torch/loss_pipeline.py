@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +13,7 @@ from ..bridge.group_rates import FOREIGN, GroupRates
 from ..bridge.host import expect_rivals
 from ..bridge.prefetch import Prefetch
 from ..engine.run import Trainer
+from ..engine.turns import RunInterrupted
 from ..guard.verdict import Verdict
 from ..sources.ticket import Outcome, Ticket
 from ..table.labels.predictions import NUM_ROWS
@@ -263,8 +265,10 @@ class LossPipeline(Trainer):
             self._discard(self.readback.clear())
 
     def _discard(self, sent: list[Sent]) -> None:
-        for each in sent:
-            self._r8.host.discard(each.ticket)
+        # Where a report was cut short, its own error says why: it names the rank that is lost.
+        with contextlib.suppress(RunInterrupted):
+            for each in sent:
+                self._r8.host.discard(each.ticket)
 
     def forget(self) -> None:
         """Drop the losses on their way: a state of the scheduler was loaded.

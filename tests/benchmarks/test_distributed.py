@@ -14,11 +14,14 @@ import distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_failures_in_any_order_end_or_go_on(capfd, seed):
-    """No rank hangs beyond the stated time, tables stay equal, and what is left resumes to what it would have been."""
+    """No rank hangs beyond the stated time, errors name the rank, and what is left resumes to what it would have been."""
     distributed.failures(5, seed)
-    lines = {line[:40].strip(): line[84:].split() for line in capfd.readouterr().out.splitlines()}
+    printed = capfd.readouterr().out
+    lines = {line[:40].strip(): line[84:].split() for line in printed.splitlines()}
 
-    assert [found[1][:2] for name, found in lines.items() if "hangs" in name] == ["0;"]
+    # Torch's own errors name no rank; ours do, and nothing that follows from one takes its place.
+    assert "RunInterrupted" not in printed
+    assert [found[1][:2] for name, found in lines.items() if name.startswith("hangs")] == ["0;"]
     assert [found[1] for name, found in lines.items() if "wrong" in name or "unequal" in name] == ["0", "0"]
 
 

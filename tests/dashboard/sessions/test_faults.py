@@ -92,8 +92,8 @@ def run_with_faults(seed, runs, path):
     """Some runs in one terminal with a fault each; (kind, whether the training was untouched, terminal restored)."""
     rng = random.Random(seed)
     outside = rng.choice(["none", "none", "keys", "stop output", "nobody reads", "close"])
-    # Where there is no screen any more a program's own print() waits for the terminal, as it does without us.
-    prints = "quiet" if outside in ("stop output", "nobody reads") else "prints"
+    # Where there is no screen any more a program's own print() waits for the terminal or fails, as it does without us.
+    prints = "quiet" if outside in ("stop output", "nobody reads", "close") else "prints"
     arguments = ["-W", "ignore", "-c", FAULTY, str(seed), str(runs), str(path), prints]
     with Terminal(arguments, term=rng.choice(TERMS), width=rng.randint(1, 200), height=rng.randint(1, 60)) as terminal:
         act_from_outside(terminal, outside, rng)
