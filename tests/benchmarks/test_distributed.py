@@ -14,7 +14,7 @@ import distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_failures_in_any_order_end_or_go_on(capfd, seed):
-    """No rank hangs beyond the stated time, errors name the rank, and what is left resumes to what it would have been."""
+    """No rank hangs beyond the stated time, our errors name the rank, and what is left resumes to the same run."""
     distributed.failures(5, seed)
     printed = capfd.readouterr().out
     lines = {line[:40].strip(): line[84:].split() for line in printed.splitlines()}
