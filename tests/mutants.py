@@ -57,6 +57,8 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_progress.py -k explode", "a slow rise counts as an explosion, and the rate falls"),
     ("recovery/progress.py", "not rises_slowly(losses, by_chance=1.0)", "True",
      "recovery/test_progress.py -k have_not_fallen_back", "a slow rise counts as lost weights"),
+    ("recovery/experiment.py", "if newest.replayed >= loss and model.put_present()", "if False and model.put_present()",
+     "recovery/test_experiment.py -k harder", "a loop over `steps()` goes back far where its text changes"),
     ("guard/spike.py", "if self.tests_progress or not (", "if True or not (",
      "guard/test_spike.py -k slow_rise", "the guard refuses the losses of a VQ-VAE as they rise"),
     ("recovery/recovery.py", "            self.state.watch_steps()\n            is_again", "            is_again",

@@ -96,6 +96,8 @@ NOT_THE_WEIGHTS = (
     "and its optimizer"
 )
 
+OTHER_DATA = "no earlier state is better on later batches: the data have changed"
+
 
 @dataclass(frozen=True)
 class Case:
@@ -324,7 +326,7 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     is_better = newest is None or case.alarm is not Alarm.FELL or (yield from _is_better_now(case, model, newest))
     if not is_better and model.put_present():
-        return Finding("level", "no earlier state is better on later batches: the data have changed", None, tested)
+        return Finding("level", OTHER_DATA, None, tested)
     if newest is not None and not newest.updates and not has_present:
         newest = yield from _newest_above(case, model, newest, tested)
     if newest is None or not model.put(newest):
@@ -383,6 +385,13 @@ def _stay(
         return Finding(
             "healthy", "the batch that tests them is as close to its earlier loss as it ever gets", None, tested
         )
+    if not case.is_exact and math.isfinite(rise):
+        # What the batches hold may have changed: they must be worse with the present weights before and after it.
+        loss = next(filter(math.isfinite, case.of_present.values()))
+        if newest.replayed < loss and model.put_present():
+            loss = yield from _draw(case, newest)
+        if newest.replayed >= loss and model.put_present():
+            return Finding("level", OTHER_DATA, None, tested)
     was_compared = not any(each.updates for each in case.references)
     if not newest.updates and not was_compared and model.put_present():
         # Weights that were never trained have much the same loss on any data; the present ones may still be better.

@@ -309,6 +309,22 @@ def test_weights_that_give_no_finite_loss_on_any_batch_are_damaged(swollen):
     assert len(drawn) == (1 if swollen else 10)
 
 
+@pytest.mark.parametrize(
+    ("of_present", "verdict"), [([1.5, 1.5], "level"), ([1.7, 1.3], "level"), ([1.7, 1.7], "restored")]
+)
+def test_batches_that_have_become_harder_convict_no_weights(of_present, verdict):
+    """Where other batches stand for probes, old weights that repeat their losses must be better than the present ones.
+
+    They have 1.5 on the batches of now, as an old state had on those of then.
+    """
+    answers = iter(of_present)
+    case, lab = case_of(backups(4), **SLOW, is_exact=False), FakeLab()
+    finding, _ = conduct(case, lab, lambda lab, witness: 1.5 if lab.current else next(answers))
+
+    assert finding.verdict == verdict
+    assert (lab.current is None) == (verdict == "level")
+
+
 def test_unproven_state_must_pass_an_older_witness():
     """A backup of weights that were damaged already repeats its own record, but not that of a proven older one."""
     known = backups(4)
