@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -19,6 +20,9 @@ from .state import SETS_RATE, ModelState, rate_of, trains_all
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
+
+KEPT: WeakKeyDictionary[R8Scheduler, ModelState] = WeakKeyDictionary()
+"""What each scheduler keeps: one ``fit`` after another may be given a callback of its own."""
 
 
 class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -81,11 +85,13 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def _wire(self, model: Any) -> None:
         """Let the scheduler keep a model, and look for the causes of its refusals."""
-        optimizers, r8, state = self._checked_optimizers(model), self._r8, self._state
+        optimizers, r8 = self._checked_optimizers(model), self._r8
+        # Another callback may have kept the model in an earlier fit.
+        state = self._state = KEPT.get(r8)
         # Compiled again: what was kept is of another optimizer.
         is_other = state is not None and not state.is_of(model, *optimizers)
         if state is None or is_other:
-            state = self._state = ModelState(
+            state = self._state = KEPT[r8] = ModelState(
                 model, optimizers[0], others=optimizers[1:], keeps_rates=r8.host.rates.are_own,
                 waits=not trains_all(model),
             )  # fmt: skip

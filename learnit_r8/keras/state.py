@@ -24,6 +24,9 @@ SETS_RATE = (
     "give R8Scheduler scheduler_mode='keep'."
 )
 
+BY_LAYER = "by layer"
+"""Part of a state whose weights are in the order of the layers; older ones have those that are trained first."""
+
 
 class ModelState:
     """Reads and writes the variables of a model and its optimizer, random seeds included.
@@ -66,12 +69,16 @@ class ModelState:
         """Whether it reads this model and these optimizers."""
         return [*map(id, optimizers)] == [*map(id, self._optimizers)] and model is self._model
 
-    def _variables(self) -> dict[str, list[Any]]:
+    def _variables(self, *, by_layer: bool = True) -> dict[str, list[Any]]:
         model = self._model
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()
         # Not `variables`: those of the metrics are no part of what was learned.
         of_model = [*model.trainable_variables, *model.non_trainable_variables]
+        if by_layer:
+            # Layers that are frozen, or no longer, change places there.
+            places = {id(each): place for place, each in enumerate(model.variables)}
+            of_model.sort(key=lambda each: places.get(id(each), len(places)))
         found = {"model": [*of_model, *own_variables(model, *self._optimizers)]}
         for number, optimizer in enumerate(self._optimizers, start=1):
             found["optimizer" if number == 1 else f"optimizer {number}"] = _without_rate(optimizer)
@@ -103,7 +110,7 @@ class ModelState:
         ]
         # Layers of Keras on torch draw from torch's own generators, which are no variables.
         devices = [np.array(num_devices(self._model))]
-        return {**state, "random": random_state(), "devices": devices, "built": built}
+        return {**state, "random": random_state(), "devices": devices, "built": built, BY_LAYER: True}
 
     def save(self, state_dict: Mapping[str, Any], filepath: str | os.PathLike[str]) -> None:
         """Write what `read` returned, and what is beside it, to a file without pickled objects.
@@ -132,7 +139,7 @@ class ModelState:
         pairs: list[tuple[Any, Any]] = []
         built = state.get("built", [])
         self._build(built)
-        for number, (kind, variables) in enumerate(self._variables().items()):
+        for number, (kind, variables) in enumerate(self._variables(by_layer=state.get(BY_LAYER, False)).items()):
             shapes = [tuple(each.shape) for each in variables]
             arrays = _arrays_of(state, kind)
             is_built = not number or self._optimizers[number - 1].built

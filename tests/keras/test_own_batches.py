@@ -243,6 +243,59 @@ class Probe(keras.Model):
         return {"loss": self.tracker.result()}
 
 
+class HurtsLayer(keras.callbacks.Callback):
+    """Makes one layer's weights a hundred times as large after so many batches."""
+
+    def __init__(self, layer, after):
+        super().__init__()
+        self.layer, self.left = layer, after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.left -= 1
+        if not self.left:
+            self.layer.kernel.assign(100 * self.layer.kernel)
+
+
+@pytest.mark.parametrize(("units", "after"), [(16, 2), (8, 2), (8, 40)])
+def test_layers_unfrozen_between_fits_get_their_own_weights_back(units, after):
+    """The variables that are trained are listed first, so that frozen ones change places; the optimizer is another."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(each, activation="relu") for each in (8, units, 8)]
+    model = keras.Sequential([keras.Input((8,)), *layers, keras.layers.Dense(2)])
+    layers[0].trainable = layers[1].trainable = False
+    with R8Scheduler(scheduler_mode="keep") as r8:
+        for rate, others in ((0.1, []), (1e-3, [HurtsLayer(layers[2], after)])):
+            model.compile(keras.optimizers.SGD(rate, momentum=0.9), LOSS)
+            before = [np.array(each.kernel) for each in layers]
+            model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[R8Callback(r8), *others])
+            for each in layers:
+                each.trainable = True
+
+    assert "model restored once" in r8.summary()
+    for layer, kernel in zip(layers, before, strict=True):
+        assert np.abs(layer.kernel - kernel).max() < 0.2
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_files_give_each_layer_its_own_weights(tmp_path, is_older):
+    """Also if another layer is frozen by then; older files have the weights first that are trained."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(4)])
+    model.layers[0].trainable = False
+    model.compile("sgd", "mse")
+    state, before = ModelState(model), [np.array(each) for each in model.weights]
+    saved = state.read()
+    if is_older:
+        values = list(saved["model"].values())
+        saved = {**saved, "model": dict(enumerate(values[2:] + values[:2])), "by layer": False}
+    state.save({"model": saved}, tmp_path / "f")
+    for each in model.weights:
+        each.assign(each + 1.0)
+    model.layers[0].trainable = not is_older
+    state.load(tmp_path / "f")
+
+    assert all(np.array_equal(each, kept) for each, kept in zip(model.weights, before, strict=True))
+
+
 @on_tensorflow
 @pytest.mark.parametrize("several", [False, True])
 def test_an_optimizer_is_built_by_its_first_step(several):
