@@ -59,8 +59,9 @@ STANDSTILL, LEAST_GAIN = 64, 0.03
 untrained model."""
 
 MOST_LOST, CLEARLY = 0.7, 6.25
-"""Share of the progress since the untrained model that is lost where losses have fallen back, and five standard errors
-of a median, in spreads of the losses over the root of their number."""
+"""Share of the progress since the untrained model that is lost where losses have fallen back, or `LOST` where they are
+three times as clearly above from one step to the next; and five standard errors of a median, in spreads of the losses
+over the root of their number."""
 
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
@@ -215,8 +216,9 @@ class Progress(SavedFields):
             if len(before) < LEVEL:
                 continue
             usual = median_of(before)
-            if self.untrained > usual and last > usual + MOST_LOST * (self.untrained - usual):
-                chance = CLEARLY * spread_of(before) * math.sqrt(1 / count + 1 / LEVEL)
+            chance = CLEARLY * spread_of(before) * math.sqrt(1 / count + 1 / LEVEL)
+            is_clear = last > usual + 3 * chance and not rises_slowly(losses)
+            if self.untrained > usual and last > usual + (LOST if is_clear else MOST_LOST) * (self.untrained - usual):
                 # Where data change, as with classes that come later, losses were that high before.
                 starts = range(0, len(earlier) - count + 1, count // 2)
                 highest = max(median_of(earlier[start : start + count]) for start in starts)

@@ -265,6 +265,14 @@ def test_losses_that_fall_back_to_those_of_the_untrained_model(losses, least, mo
     assert least <= num_fallen_back((losses * 24)[:24], noise=0.1) <= most
 
 
+@pytest.mark.parametrize(
+    ("later", "noise", "least", "most"), [([2.12], 0.02, 38, 40), ([2.05], 0.02, 0, 0), ([2.12], 0.1, 0, 0)]
+)
+def test_half_of_the_progress_lost_at_once_beyond_all_noise_is_enough(later, noise, least, most):
+    """As where the last layer of a denoiser is set to 0, whose losses are lower than those of its first weights."""
+    assert least <= num_fallen_back(later * 24, noise=noise) <= most
+
+
 def test_losses_that_rise_slowly_have_not_fallen_back():
     """They rise because of what is trained: no weights were lost from one step to the next."""
     assert num_fallen_back(np.linspace(1.95, 2.4, 40), noise=0.05) == 0
