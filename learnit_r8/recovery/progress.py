@@ -229,6 +229,23 @@ class Progress(SavedFields):
         return False
 
     @property
+    def ends_high(self) -> bool:
+        """Whether one of the last two losses is far above those before."""
+        *usual, last, newest = self.recent
+        return max(last, newest) > float(np.median(usual)) + 6 * spread_of(usual)
+
+    @property
+    def has_risen_late(self) -> bool:
+        """Whether the last losses are clearly above those before, from one step to the next: enough as a run ends."""
+        losses = list(self.recent)
+        earlier, last = losses[: -FIRST - LOOK_EVERY], median_of(losses[-FIRST:])
+        before = earlier[-LEVEL:]
+        if len(before) < LEVEL or rises_slowly(losses):
+            return False
+        usual, chance = median_of(before), CLEARLY * spread_of(before) * math.sqrt(1 / FIRST + 1 / LEVEL)
+        return last > max(usual + max(chance, LEAST_LEARNED * (self.untrained - usual)), *earlier[-LEVEL:])
+
+    @property
     def is_flat(self) -> bool:
         """Whether the last losses are hardly lower than those before them."""
         before = list(self.recent)[-2 * LEVEL : -LEVEL]

@@ -553,13 +553,12 @@ class RecoveryController:
             # No later loss would show what the last update has done.
             self.damaged(damage, step=step, lr=lr)
             return self.experiment.is_open
-        recent = list(self.lineage.progress.recent)
-        usual, last = recent[:-2], recent[-2:]
+        progress, sentry = self.lineage.progress, self._sentry
         can_probe = (may_probe and self.experiment.can_probe) or callbacks.repeat is not None
-        if len(usual) < LOOK_EVERY or not (can_probe and self._sentry.tests_progress and can_restore):
-            return False
-        if self._refusals.in_a_row or max(last) > float(np.median(usual)) + 6 * spread_of(usual):
-            self._experiment_on(Alarm.END, max(last))
+        if can_probe and can_restore and len(progress.recent) >= LOOK_EVERY + 2:
+            is_high = sentry.tests_progress and (self._refusals.in_a_row or progress.ends_high)
+            if is_high or ((sentry.tests_progress or sentry.watches_level) and progress.has_risen_late):
+                self._experiment_on(Alarm.END, max([*progress.recent][-2:]))
         return self.experiment.is_open
 
     # Experiments.

@@ -273,6 +273,24 @@ def test_half_of_the_progress_lost_at_once_beyond_all_noise_is_enough(later, noi
     assert least <= num_fallen_back(later * 24, noise=noise) <= most
 
 
+@pytest.mark.parametrize(
+    ("later", "is_late"),
+    [
+        ([2.9] * 24, True),
+        ([2.9] * 10, True),
+        ([2.7] * 24, False),
+        (np.linspace(2.7, 2.9, 40), False),
+        ([2.8] * 24, False),
+    ],
+    ids=["jump", "late jump", "none", "slow", "noise"],
+)
+def test_a_jump_of_the_last_losses_is_seen_as_the_run_ends(later, is_late):
+    """A fifth of the progress lost at once is little for the guard, and the last look there is."""
+    losses = [*np.linspace(4.2, 2.7, 60), *([2.65, 2.75] * 40), *later]
+
+    assert after(losses, record=4.2).has_risen_late is is_late
+
+
 def test_losses_that_rise_slowly_have_not_fallen_back():
     """They rise because of what is trained: no weights were lost from one step to the next."""
     assert num_fallen_back(np.linspace(1.95, 2.4, 40), noise=0.05) == 0
