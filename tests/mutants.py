@@ -531,6 +531,12 @@ MUTANTS = [Mutant(*each) for each in (
      "logits, labels = logits[:, 1:], labels[:, 1:]",
      "transformers/test_transformers.py -m program -k 'tokens or language'",
      "losses of a language model's samples are those of other tokens"),
+    ("keras/callback.py", "with self._own_weights(epoch):", "if True:",
+     "keras/test_callback.py -k averages", "a backup at an epoch's end holds averages in the place of the weights"),
+    ("keras/callback.py", "self._take_weights_back(epoch)", "pass",
+     "keras/test_callback.py -k averages", "what is due as an epoch is drawn meets averages of the weights"),
+    ("keras/own_batches.py", "with self._own_weights(epoch):", "if True:",
+     "keras/test_own_batches.py -m '' -k 'mid_epoch and averages'", "a run resumed at an epoch's end trains averages"),
     ("keras/live_values.py", "self._live.set(rate, value)\n        return True", "pass\n        return True",
      "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
 )]
