@@ -146,6 +146,8 @@ class R8Callback(FitCallback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Draw the epoch."""
+        # SwapEMAWeights may come later.
+        self._take_weights_back(epoch)
         iterator, r8 = local_of_fit("epoch_iterator"), self._r8
         if self.dataset.is_finished:
             # The run was over when it was resumed.
@@ -222,7 +224,8 @@ class R8Callback(FitCallback):
         """Pass on what Keras logged; write the checkpoint that is due."""
         if not self.dataset.is_finished:
             self.dataset.end_epoch()
-            super().on_epoch_end(epoch, logs)
+            with self._own_weights(epoch):
+                super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Give back what was not trained on, and end the workers."""

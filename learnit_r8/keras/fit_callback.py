@@ -17,6 +17,7 @@ from .devices import OTHER_NUMBER, check_devices, num_devices
 from .examiner import Examiner
 from .losses import StepRecorder
 from .state import SETS_RATE, ModelState, rate_of, trains_all
+from .train_function import callbacks_of_fit
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -74,6 +75,23 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._r8.host.between_steps()
 
     # The model.
+
+    def _take_weights_back(self, epoch: int) -> list[Any]:
+        """Have the weights in the model again; the callbacks that had averages in their place, a ``SwapEMAWeights``."""
+        held = [each for each in callbacks_of_fit() or () if getattr(each, "_ema_weights_in_model", False)]
+        for each in held:
+            each.on_epoch_begin(epoch)
+        return held
+
+    @contextlib.contextmanager
+    def _own_weights(self, epoch: int) -> Iterator[None]:
+        """A ``with`` block at the end of an epoch in which the model has its weights, not averages of them."""
+        held = self._take_weights_back(epoch)
+        try:
+            yield
+        finally:
+            for each in held:
+                each.on_epoch_end(epoch)
 
     def _checked_optimizers(self, model: Any) -> list[Any]:
         optimizers = self._optimizers_of(model)

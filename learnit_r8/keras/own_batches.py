@@ -313,9 +313,10 @@ class OwnBatchesCallback(FitCallback):
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
-        # TensorFlow's trainer begins a batch before it asks data of unknown length for it.
-        self._batches.end_pass(ran_out=True)
-        super().on_epoch_end(epoch, logs)
+        with self._own_weights(epoch):
+            # TensorFlow's trainer begins a batch before it asks data of unknown length for it.
+            self._batches.end_pass(ran_out=True)
+            super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Note that the training has ended."""

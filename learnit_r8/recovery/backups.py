@@ -32,11 +32,16 @@ FAR_SPREADS = 6.0
 """Spreads of the losses before a backup, and at least their level once more, by which the loss of a bad batch is above
 them. Other weights may have any loss on such a batch."""
 
-RUNNING_VARIANCE = re.compile(r"\.running_var$|/moving_variance|\bbatch_stats\..*\bvar$|\.var\.value$")
-"""Names of running variances: of torch, Keras, Flax's Linen and NNX."""
+RUNNING_VARIANCE = re.compile(
+    r"\.running_var$|/moving_variance|\bbatch_stats\..*\bvar$|\.var\.value$|\.(batch|ema)_state_index\.1$"
+)
+"""Names of running variances: of torch, Keras, Flax's Linen and NNX, and Equinox, whose means are number 0."""
 
-MEAN_OF = re.compile(r"var(iance)?(?=$|\.value$)")
+MEAN_OF = re.compile(r"var(iance)?(?=$|\.value$)"), re.compile(r"(?<=_state_index\.)1$")
 """What to replace in such a name for that of the means."""
+
+COUNT_OF = {"batch_state_index.1": "batch_counter", "ema_state_index.1": "ema_first_time_index"}
+"""What Equinox weighs them by, or whether there are any yet."""
 
 MOST_VARIANCE = 1000
 """How many times as large as ever before running variances jump."""
@@ -357,7 +362,7 @@ class Fall(NamedTuple):
 
     def is_of_batch(self, total: float) -> bool:
         """Whether one of the first batches has ruined the variance: the later ones agree that they have far less."""
-        return self.num_alike >= NUM_ALIKE and total > MOST_VARIANCE * self.untrained
+        return self.num_alike >= NUM_ALIKE and total > MOST_VARIANCE * self.untrained > 0
 
 
 @dataclass(eq=False)
@@ -382,8 +387,11 @@ class RunningVariances(SavedFields):
 
     @property
     def names(self) -> list[str]:
-        """Names of the running variances, and of the means beside them."""
-        return [each for key in self.last for each in (key, MEAN_OF.sub("mean", key))]
+        """Names of the running variances, and of the means and counts beside them."""
+        of_variance, of_number = MEAN_OF
+        means = [of_number.sub("0", of_variance.sub("mean", key)) for key in self.last]
+        counts = [key.replace(end, COUNT_OF[end]) for key in self.last for end in COUNT_OF if key.endswith(end)]
+        return [*self.last, *means, *counts]
 
     def compare(self, sums: list[tree.Sum], *, is_alone: bool) -> None:
         """Find those that are far larger than at any look before.
@@ -397,7 +405,7 @@ class RunningVariances(SavedFields):
         counted = {name.removesuffix("count") + "running_var" for name, *_ in sums if name.endswith(".count")}
         for key, _, _, of_array in sums:
             # The pattern takes far longer to see that a name is none.
-            if "var" not in key or not RUNNING_VARIANCE.search(key) or key in counted:
+            if not ("var" in key or "state_index" in key) or not RUNNING_VARIANCE.search(key) or key in counted:
                 continue
             total, highest = of_array.real, self.highest.get(key, 0.0)
             last = self.last.get(key, total)

@@ -236,7 +236,7 @@ class RecoveryController:
             batch = Backup(self.live.step, lineage.updates, recent=(*recent,)[:-1], witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch) or state.is_look_due
         elif tells and self._sentry.watches_level and progress.stands_alone:
-            self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0] + 1, loss))
+            self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0], loss))
         if self.is_early and (state.is_look_due or state.early.changes or state.early.is_compared):
             # Only a look asks for the batch.
             state.is_look_due = True

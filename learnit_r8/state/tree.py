@@ -154,6 +154,10 @@ def _open_pytree(value: Any) -> Node | None:
         str(next((getattr(path[0], each) for each in ("name", "key", "idx") if hasattr(path[0], each)), path[0]))
         for path, _ in pairs
     ]
+    equinox: Any = sys.modules.get("equinox")
+    if equinox is not None and isinstance(value, equinox.nn.State):
+        # It counts its parts; its own keys tell which are statistics of norms, but for those of no model.
+        names = [key if isinstance(key, str) else name for key, name in zip(value._state, names, strict=True)]
     parts = dict(zip(names, (part for _, part in pairs), strict=True))
     return Node("dict", parts, lambda parts: structure.unflatten(list(parts)))
 
@@ -405,6 +409,10 @@ class Grown(NamedTuple):
     before: float
 
 
+STATISTICS = "mean", "var", "state_index"
+"""In the names of running statistics."""
+
+
 def weights_in(sums: Iterable[Sum], is_weight: Callable[[str], object]) -> dict[str, Any]:
     """The arrays of floats in a state by their dotted keys, but for empty ones and statistics.
 
@@ -415,7 +423,7 @@ def weights_in(sums: Iterable[Sum], is_weight: Callable[[str], object]) -> dict[
     return {
         key: array
         for key, leaf, array, _ in sums
-        if hasattr(leaf, "shape") and "mean" not in key and "var" not in key and is_weight(key)
+        if hasattr(leaf, "shape") and not any(each in key for each in STATISTICS) and is_weight(key)
         if math.prod(array.shape)
     }
 
@@ -860,7 +868,11 @@ def fit(saved: Any, template: Any, where: str = "state") -> Any:
     parts = {str(name): part for name, part in node.parts.items()}
     if given is None:
         raise ValueError(f"{where} must be saved as {sorted(parts)}, got {type(saved).__name__}.")
-    names = parts if given.kind in ("list", "tuple") and len(given.parts) == len(parts) else map(str, given.parts)
+    names = [*map(str, given.parts)]
+    # Equinox' statistics were saved by numbers before they had names.
+    was_counted = names == [*map(str, range(len(names)))] and not parts.keys() & names
+    if len(names) == len(parts) and (given.kind in ("list", "tuple") or was_counted):
+        names = [*parts]
     found = dict(zip(names, given.parts.values(), strict=True))
     # What has no leaves, such as an optimizer's empty state, is saved as an empty dictionary or not at all.
     wanted = [name for name, part in parts.items() if name in found or not _is_empty(part)]

@@ -318,6 +318,49 @@ def test_running_statistics_that_a_batch_ruins_are_put_back(scale):
     assert float(jnp.abs(model.norm.mean[...]).max()) < float(model.norm.var[...].max()) < 100
 
 
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_running_statistics_of_equinox_are_put_back_with_their_count(mode, scale):
+    """Those in an `eqx.nn.State`; the number of batches that they are weighed by goes back with them."""
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        linear: eqx.nn.Linear
+        norm: eqx.nn.BatchNorm
+
+        def __init__(self, key):
+            self.linear = eqx.nn.Linear(4, 4, key=key)
+            self.norm = eqx.nn.BatchNorm(4, "batch", momentum=0.9, mode=mode)
+
+        def __call__(self, x, state):
+            return self.norm(self.linear(x), state)
+
+    @eqx.filter_jit
+    def step(model, state, x):
+        def loss_of(model):
+            out, after = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)
+            return (out[:, 0] - 1).mean() ** 2, after
+
+        (loss, state), grads = eqx.filter_value_and_grad(loss_of, has_aux=True)(model)
+        return (eqx.apply_updates(model, jax.tree.map(lambda g: -1e-3 * g, grads)), state), loss
+
+    r8, data = R8Scheduler(scheduler_mode="keep", num_steps=32, handle_signals=False), X[:512].reshape(32, 16, 4)
+    managed = r8flax.ManagedState(r8, eqx.nn.make_with_state(Net)(KEY))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number, batch in enumerate(r8.batches(list(data))):
+            managed.report(*step(*managed.for_step(), batch * (scale if number == 25 else 1)))
+        r8.close()
+
+    said = [str(each.message) for each in caught if "times as large as ever before" in str(each.message)]
+    assert len(said) == (scale > 1), said
+    held = managed.state[1].substate(managed.state[0].norm)._state
+    mean, var = held[f"Net.norm.{mode}_state_index"]
+    assert float(jnp.abs(mean).max()) < float(var.max()) < 100
+    if mode == "batch":
+        assert (held["Net.norm.batch_counter"] < 32) == (scale > 1)
+
+
 def test_validation_sees_no_weights_on_trial():
     """Where an epoch ends within a trial it sees those from before it; the next epoch goes on with the trial's own."""
     sight, step, ended = Sight(), compiled(), []

@@ -22,7 +22,7 @@ BACK_END = keras.backend.backend()
 EPOCHS, BATCHES = 4, 10
 X = np.random.default_rng(0).normal(size=(16 * BATCHES, 8)).astype("f4")
 Y = X.sum(1)
-LEFT_AT = [17], [33], [25, 10]
+LEFT_AT = [11], [33], [25, 10]
 """The steps, counted in each process, before which runs are left."""
 
 
@@ -53,6 +53,7 @@ def pipeline():
 
 FITS = {
     "a PyDataset": lambda: {"x": Rows(), "shuffle": False},
+    "averages in place of the weights, R8Callback last": lambda: {"x": Rows(), "shuffle": False, "averages": True},
     "a PyDataset, shuffled by Keras": lambda: {"x": Rows()},
     "arrays": lambda: {"x": X, "y": Y, "batch_size": 16},
     "tf.data": lambda: {"x": pipeline().batch(16)},
@@ -84,15 +85,19 @@ def train(name, folder=None, leave_at=None):
     layers = [keras.Input((8,)), keras.layers.Dense(4, activation="tanh"), keras.layers.Dropout(0.2)]
     model = keras.Sequential([*layers, keras.layers.Dense(1)])
     given = FITS[name]()
-    at_once = given.pop("steps_per_execution", 1)
+    at_once, averages = given.pop("steps_per_execution", 1), given.pop("averages", False)
+    given["callbacks"] = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averages else []
     more = {"jit_compile": False} if BACK_END == "tensorflow" else {}
-    model.compile(keras.optimizers.Adam(0.01), "mse", steps_per_execution=at_once, **more)
+    model.compile(
+        keras.optimizers.Adam(0.01, use_ema=averages, ema_momentum=0.9), "mse", steps_per_execution=at_once, **more
+    )
     r8 = None
     if folder is not None:
         r8 = R8Scheduler(
             scheduler_mode="keep", checkpoint_dir=folder, checkpoint_every=2, resume="auto", handle_signals=False
         )
-        given |= {"callbacks": [R8Callback(r8, model)], "initial_epoch": r8.current_epoch}
+        given["callbacks"].append(R8Callback(r8, model))
+        given["initial_epoch"] = r8.current_epoch
     if leave_at is not None:
         given["callbacks"].append(Leave(leave_at // at_once))
     try:

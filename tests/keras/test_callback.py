@@ -55,6 +55,35 @@ def test_too_many_refusals_end_fit():
         fit(classifier(run_eagerly=True), dataset, At(r8, 3, poison))
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+def test_averages_that_stand_in_for_the_weights_are_not_kept_as_these(is_last):
+    """`SwapEMAWeights` has them in the model between two epochs, for the callbacks behind it; backups and the draw of
+    the next epoch meet the weights."""
+    weights, seen, drawn = [], [], []
+    r8 = scheduler(num_epochs=3)
+    dataset = R8Dataset(X, Y, r8)
+    model = classifier(optimizer=keras.optimizers.SGD(0.01, momentum=0.9, use_ema=True))
+    start, swap = dataset.start_epoch, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    dataset.start_epoch = lambda: (drawn.append(model.get_weights()), start())
+    behind = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: weights.append(model.get_weights()),
+        on_epoch_end=lambda epoch, logs: seen.append(model.get_weights()),
+    )
+    callback = R8Callback(dataset, backup_every=16)
+    callbacks = [swap, callback, behind] if is_last else [callback, swap, behind]
+    model.fit(dataset, epochs=3, verbose=0, shuffle=False, callbacks=callbacks)
+
+    def are_alike(one, other):
+        return all(np.allclose(*each, rtol=0, atol=1e-6) for each in zip(one, other, strict=True))
+
+    backups = {each.step: list(each.state["model"].values()) for each in r8.host.persistence.backup.backups}
+    assert {16, 32} <= set(backups)
+    for number, step in enumerate((16, 32)):
+        assert are_alike(backups[step], weights[step - 1])
+        assert are_alike(drawn[number + 1], weights[step - 1])
+        assert not are_alike(seen[number], weights[step - 1])
+
+
 @pytest.mark.program
 def test_fit_called_twice_goes_on():
     """Two fits of two epochs are one of four: the same batches, rates and table."""

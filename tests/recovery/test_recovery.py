@@ -540,6 +540,34 @@ def test_user_reports_another_batch_for_the_probe():
     assert task.loss() < 0.2
 
 
+@RESTORED
+@pytest.mark.filterwarnings("ignore:.*the run ended before the weights were tested")
+@pytest.mark.parametrize(("left", "is_healed"), [(20, True), (2, False)])
+def test_a_loop_over_steps_ends_with_the_better_weights(left, is_healed):
+    """They may be read before the scheduler is closed. Where nothing could be tested, `restore_backup` is named."""
+    rng, model = np.random.default_rng(0), {"w": np.zeros(4)}
+    r8 = R8Scheduler(
+        num_steps=200, scheduler_mode="keep", state_callback=lambda: model, load_callback=model.update, backup_every=10,
+        handle_signals=False,
+    )  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number, _ in enumerate(r8.steps()):
+            x = rng.normal(size=(16, 4))
+            error = x @ model["w"] - x @ [1.0, -1.0, 0.5, 2.0] - 0.3 * rng.normal(size=16)
+            # Damaged weights stay damaged.
+            model["w"] = model["w"] - 0.05 * error @ x / 16 * (number < 200 - left)
+            model["w"] = model["w"] * (30 if number == 199 - left else 1)
+            r8.update_with_loss(float(np.square(error).mean()))
+    untested = [each for each in caught if "ended before the weights were tested" in str(each.message)]
+
+    assert (np.abs(model["w"]).max() < 3, len(untested)) == (is_healed, not is_healed)
+    if not is_healed:
+        r8.restore_backup()
+        assert np.abs(model["w"]).max() < 3
+    r8.close()
+
+
 def test_finite_guard_tests_no_progress():
     """With guard="finite" nothing but a loss that is not finite is refused or looked into."""
     run = Toy(guard=FiniteGuard()).run(change=lambda step, loss: loss * (100 if step >= 300 else 1))
@@ -642,7 +670,7 @@ def test_a_loss_far_above_the_last_ones_and_the_untrained_model_is_said(at, size
     r8.close()
 
     said = [each for each in told.of(events.Notice) if "30 times as high as each of the eight before it" in each.text]
-    assert len(said) == is_said
+    assert [each.text.split(":")[0] for each in said] == [f"step {at + 1}"] * is_said
     assert not told.of(events.RolledBack, events.BatchRefused)
 
 

@@ -215,3 +215,13 @@ def test_a_variance_that_one_of_the_first_batches_ruined_is_found_where_looks_ar
         variances.compare([Sum("norm.running_var", None, None, complex(total))], is_alone=True)
 
     assert list(variances.ruined) == ["norm.running_var"] * (scale > 1e3)
+
+
+def test_a_variance_that_begins_at_zero_may_fall_evenly():
+    """Equinox begins with zeros, which tell no scale."""
+    now = {"step": 0}
+    variances = RunningVariances(Announcer([], lambda: (now["step"], 0.0)))
+    for now["step"], total in ((0, 0.0), (2, 8.0), (4, 4.0), (6, 2.0), (8, 1.0), (10, 0.5)):
+        variances.compare([Sum("Net.norm.ema_state_index.1", None, None, complex(total))], is_alone=True)
+
+        assert not variances.ruined

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learnit_r8.state.codec import decode, encode
-from learnit_r8.state.tree import pack, size_of, unpack
+from learnit_r8.state.tree import fit, pack, size_of, unpack
 
 
 def through(state):
@@ -78,3 +78,16 @@ def test_what_cannot_be_held_is_named(state, key):
 def test_size_is_that_of_the_arrays():
     """Bytes of all arrays together."""
     assert size_of(pack({"a": np.zeros(10), "b": [torch.zeros(5), 3]})) == 100
+
+
+def test_statistics_of_equinox_load_by_name_and_by_number():
+    """Files of former versions have numbers in the place of names."""
+    eqx = pytest.importorskip("equinox")
+    _, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(4, "batch", mode="batch")
+
+    saved = through(state)
+    assert list(saved) == ["BatchNorm.batch_counter", "BatchNorm.batch_state_index"]
+    saved["BatchNorm.batch_counter"] = np.int32(7)
+    for each in (saved, {str(number): part for number, part in enumerate(saved.values())}):
+        assert next(iter(fit(each, state)._state.values())) == 7
+    assert fit({"0": 3, "1": 4}, {"1": 0, "0": 0}) == {"1": 4, "0": 3}

@@ -477,6 +477,9 @@ class Feed:
                 if self.is_at_end():
                     self.trainer.settle()
                     engine.draw_nothing()
+                    if engine.controller.is_open and not pace.is_stopped and engine.agreement.ranks is None:
+                        # No probe follows, and the model may be read before the scheduler is closed.
+                        engine.leave()
                     return
                 before = pace.next_step
                 self.trainer.hand_out(None)
