@@ -464,6 +464,8 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/test_adapter.py -k refused_part", "with a GradScaler a refused batch is trained on with the next"),
     ("torch/stepper.py", "self._scaler.unscale_(self._optimizer)", "pass",
      "torch/test_adapter.py -k 'clipping or scaler or half'", "scaled gradients are clipped to nothing"),
+    ("torch/stepper.py", "parameter.grad = parameter.grad.coalesce()", "pass",
+     "torch/test_remedies.py -k sparse", "sparse gradients are clipped by the values of rows that are drawn twice"),
     ("torch/state.py", "group.update(own)", "pass",
      "torch/test_state.py -k rates", "a heal sets back the rates of the user's schedule"),
     ("torch/state.py", "return of_ranks[self.rank]", "return of_ranks[0]",

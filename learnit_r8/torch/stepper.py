@@ -104,7 +104,7 @@ class Stepper:
         self._is_sharded = any(map(is_shard, self._parameters()))
         self.can_begin_anew = self._scaler is None and accumulate == 1 and not self._is_sharded
         self._num_added = 0
-        self.is_adding = self.adds_later = False
+        self.is_adding = self.adds_later = self._is_sparse = False
         self._last_gradients: list[torch.Tensor | None] = []
         self._plain = plain_optimizer(optimizer)
         self._norms: NormLimit | None = None
@@ -250,7 +250,15 @@ class Stepper:
         most = min(math.inf if most is None else most, math.inf if norms is None else norms.most)
         if self._is_sharded:
             return clip_shards(self._parameters(), most)
-        return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
+        parameters = self._parameters()
+        if not self._is_sparse:
+            try:
+                return torch.nn.utils.clip_grad_norm_(parameters, most)
+            except NotImplementedError:
+                # It measures dense gradients only, and says so before it has changed any. Asking each one first takes
+                # longer where all are dense.
+                self._is_sparse = True
+        return torch.nn.utils.clip_grad_norm_(list(map(_values_of, parameters)), most)
 
     def gradient_sizes(self) -> tuple[list[int], int]:
         """See `RecoveryController.note_gradients`; each gradient is read, so it had better be in main memory."""
@@ -324,6 +332,18 @@ def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
     # Of no numbers there is no largest; a sum of squares would overflow in half precision.
     found = [each for each in found if each.numel()]
     return torch.stack(torch._foreach_norm(found, math.inf)).sum() if found else torch.zeros(())
+
+
+def _values_of(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter to clip in place of one with a sparse gradient, whose values are its own gradient; else the same."""
+    if parameter.grad is None or not parameter.grad.is_sparse:
+        return parameter
+    # Values of a row that is drawn twice are added up only here.
+    parameter.grad = parameter.grad.coalesce()
+    values = parameter.grad.values()
+    stand_in = values.detach()
+    stand_in.grad = values
+    return stand_in
 
 
 @functools.cache
