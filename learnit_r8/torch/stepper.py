@@ -59,6 +59,11 @@ NO_STEP_SINCE = (
 BATCHES_WITHOUT_STEP = 64
 """Good batches without a step after which that is said, looked at as often; more than are mostly added up."""
 
+NAN_GRADIENTS = (
+    "A root, a logarithm or a division that is not defined gives such a gradient even where torch.where() or a mask "
+    "leaves out its value: clamp what goes into it. torch.autograd.set_detect_anomaly(True) names the operation."
+)
+
 STEPS_LOOKED_AT, STEPS_ALIKE = 16, 3
 """Steps of the optimizer whose distance in reports is looked at; equal distances that are no chance."""
 
@@ -435,6 +440,9 @@ class StepHooks:
         """Keep a gradient that is not finite from the optimizer until its step is over: without one it changes nothing.
 
         Only once weights were not finite, as each look reads a number back from the device.
+
+        Raises:
+            TrainingDiverged: too many steps in a row had such a gradient.
         """
         r8, kind = self._run(), optimizer.__class__
         is_watched = r8 is not None and r8.controller.state.watches_steps
@@ -447,12 +455,14 @@ class StepHooks:
         norms = [_norm_of([each for each in gradients if each.device == device]) for device in devices]
         # A loss scaler that has the optimizer leave the step out says so.
         if all(bool(each.isfinite()) for each in norms) or getattr(optimizer, "found_inf", None) is not None:
+            r8.controller.state.refusals.withheld = 0
             return
+        controller = r8.controller
+        controller.state.left_out_step(r8.global_step, most=controller.recovery.max_refused, advice=NAN_GRADIENTS)
         self._withheld = held
         for each, _ in held:
             each.grad = None
         self._hear_end(optimizer)
-        r8.controller.state.left_out_step(r8.global_step)
 
     def _hear_end(self, optimizer: Any) -> None:
         """Have `_after` called, from the first step on that needs it."""
