@@ -458,6 +458,8 @@ class R8Callback(lightning.Callback):  # type: ignore[misc, unused-ignore]
             if predictions is not None:
                 check_labels(losses.reshape(()))
             return adapter.report(losses)
+        if trainer.lightning_module.automatic_optimization and isinstance(returned.get("loss"), torch.Tensor):
+            adapter.judge_with(returned["loss"])
         return adapter.report(losses.detach(), predictions=predictions)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:

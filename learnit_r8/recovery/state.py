@@ -13,6 +13,7 @@ from ..events.bus import Announcer
 from ..events.incident import MOST_FINDINGS, Incident
 from ..guard.verdict import Verdict
 from .backups import Backup, RunningVariances, median_of
+from .policy import TrainingDiverged
 from .progress import LOOK_EVERY, Progress
 from .rate_limit import NormLimit, RateLimit
 from .saved_fields import NOT_SAVED, SavedFields
@@ -44,6 +45,14 @@ far. A sample that comes once in an epoch is seen again, and a fault that never 
 LEFT_OUT = (
     "step {:,}: a gradient is not finite, so the optimizer's step was left out ({} so far), as each is looked at since "
     "weights were not finite."
+)
+
+MANY_WITHHELD = 100
+"""Steps in a row left out so after which a warning says that nothing is learned, and why, as the error at last does."""
+
+WITHHELD = (
+    "{} steps in a row were left out, the last at step {:,}, as their gradients were not finite though the losses "
+    "were: nothing is learned. {}"
 )
 
 LOOPING, LOOP_STEPS = 3, 100
@@ -105,6 +114,7 @@ class Refusals(SavedFields):
         in_vain: As ``in_a_row``, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
         wary_until: Step before which another one is expected, `WARY_STEPS` after the last one.
         is_costly: Whether other batches stand for each that tests the weights.
+        withheld: Steps in a row that were left out, as their gradients were not finite though the losses were.
     """
 
     in_a_row: int = 0
@@ -114,6 +124,7 @@ class Refusals(SavedFields):
     in_vain: int = 0
     wary_until: int = 0
     is_costly: bool = False
+    withheld: int = 0
 
     @property
     def num_last(self) -> int:
@@ -571,16 +582,29 @@ class RecoveryState(SavedFields):
         """Have each step looked at from now on, as weights are not finite, or a gradient is not."""
         self.watched_until = WATCHED + (1 + WATCHED_TIMES) * self.lineage.updates
 
-    def left_out_step(self, step: int) -> None:
-        """Note that a step was left out, as its gradient is not finite.
+    def left_out_step(self, step: int, *, most: int, advice: str) -> None:
+        """Note that a step is left out, as its gradient is not finite.
 
         Args:
             step: Steps reported.
+            most: So many in a row end the run.
+            advice: Where such gradients come from.
+
+        Raises:
+            TrainingDiverged: so many were.
         """
         self.watch_steps()
+        announcer, refusals = self.incidents.announcer, self.refusals
         self.incidents.num_withheld = count = self.incidents.num_withheld + 1
-        if not count & (count - 1):
-            self.incidents.announcer.say_once(f"withheld {count}", LEFT_OUT.format(step, count), is_warning=count == 1)
+        refusals.withheld += 1
+        text = WITHHELD.format(refusals.withheld, step, advice)
+        if refusals.withheld >= most:
+            announcer.tell(events.GaveUp, text=text)
+            raise TrainingDiverged(text)
+        if refusals.withheld == MANY_WITHHELD:
+            announcer.warn_once("all withheld", text)
+        elif not count & (count - 1):
+            announcer.say_once(f"withheld {count}", LEFT_OUT.format(step, count), is_warning=count == 1)
 
     def lower_rate(self, rate: float, *, reason: str, **how: Any) -> None:
         """Hold the rate below one at which training went wrong, see `RateLimit.lower`, and tell listeners why."""

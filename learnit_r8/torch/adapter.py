@@ -528,6 +528,8 @@ class Adapter:
         again, may_step = None, True
         if self._second_run is not None and not is_test:
             again, norm, may_step = self._second_run.of(loss, norm)
+        if ticket is not None:
+            pipeline.judge_with(loss)
         self._hand.steps_later = waits or not is_due
         try:
             outcome = Outcome(GOOD, r8.lr, None) if ticket is None else pipeline.tell(norm, skipped, again)
@@ -673,6 +675,10 @@ class Adapter:
     def hold(self, batch: Any) -> None:
         """Hold a batch by reference until the next one, where a trainer hands it over by itself; see ``run_batch``."""
         self._losses.hand_out(batch)
+
+    def judge_with(self, loss: torch.Tensor) -> None:
+        """Have the loss that a trainer trains on judged along with those of the next report; it may hold more."""
+        self._losses.judge_with(loss)
 
     def look_before_step(self, optimizer: Any) -> None:
         """Look at the gradient of a step that is about to be taken, where an optimizer computes it within its step."""

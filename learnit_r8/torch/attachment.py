@@ -28,7 +28,7 @@ from .loss_pipeline import Training
 from .lr_scheduler import peak_under_schedules
 from .prepared import plain_model
 from .readback import SingleProcess
-from .state import TARGETS, AlsoPart, ModelState, carried_of, copies_of, networks_of, read_also
+from .state import AVERAGES, TARGETS, AlsoPart, ModelState, carried_of, copies_of, networks_of, read_also
 from .stepper import SecondRun, Stepper
 
 if TYPE_CHECKING:
@@ -283,7 +283,9 @@ def _checked_sharing(model: Any, optimizer: Any, scaler: Any, ema: Any, sharing:
     if scaler is not None and not hasattr(scaler, "is_enabled"):
         raise TypeError(f"scaler must be a torch.amp.GradScaler, got {scaler!r}.")
     if ema is not None and not hasattr(ema, "load_state_dict"):
-        raise TypeError(f"ema must have state_dict() and load_state_dict(), got {ema!r}.")
+        raise TypeError(
+            f"ema must have state_dict() and load_state_dict(), got {ema!r}. Without these give {AVERAGES}."
+        )
     if not (sharing is None or isinstance(sharing, (SingleProcess, Together))):
         raise TypeError(f"sharing must be a Together() or None, got {sharing!r}.")
     found: Sharing = sharing_here() if sharing is None else sharing

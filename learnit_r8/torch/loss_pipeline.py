@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +87,7 @@ class LossPipeline(Trainer):
         self._rates, self._sharing = training.rates, training.sharing
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
         self.recorded: tuple[Sent, torch.Tensor] | None = None
+        self._trained: torch.Tensor | None = None
         self.readback: Readback | Gathered | None = None
         self._r8, self._feed, self._has_loader = r8, r8.feed, has_loader
         self.is_other = False
@@ -158,6 +160,12 @@ class LossPipeline(Trainer):
             self.record(ticket, values.float(), count=count or 1, part_size=1 if count else None)
         return ticket
 
+    def judge_with(self, loss: torch.Tensor) -> None:
+        """Have the loss that is trained on judged along with the losses that `tell` sends next; it may hold more."""
+        loss = loss.detach().mean() if loss.ndim else loss.detach()
+        # In main memory it can be read; from a device it comes with the others.
+        self._trained = None if loss.is_cpu and math.isfinite(loss) else loss
+
     def tell(
         self, norm: torch.Tensor | None = None, skipped: torch.Tensor | None = None, again: torch.Tensor | None = None
     ) -> Outcome:
@@ -171,10 +179,11 @@ class LossPipeline(Trainer):
         if self.recorded is None:
             return self.outcome
         (sent, values), self.recorded = self.recorded, None
+        trained, self._trained = self._trained, None
         if again is not None:
-            values = torch.where(torch.isfinite(values), values, again.to(values))
-        if not (norm is None and skipped is None):
-            given = {"grad_norm": norm, "skipped": skipped}
+            values, trained = torch.where(torch.isfinite(values), values, again.to(values)), None
+        if not (norm is None and skipped is None and trained is None):
+            given = {"grad_norm": norm, "skipped": skipped, "trained": trained}
             more = {name: value for name, value in given.items() if value is not None}
             sent = sent._replace(extras=tuple(more))
             values = torch.cat([values.reshape(-1), *(each.detach().to(values).reshape(1) for each in more.values())])
@@ -276,7 +285,7 @@ class LossPipeline(Trainer):
         A loader keeps the batches that it has fetched before; their losses are ignored when they arrive, and not taken
         for losses of batches drawn since.
         """
-        self.recorded = None
+        self.recorded = self._trained = None
         if self.readback is not None:
             self.readback.clear()
 

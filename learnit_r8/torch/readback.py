@@ -8,6 +8,7 @@ passed, some steps later. `torch.cuda.Event.query` does not wait. Cost of waitin
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,7 +40,7 @@ class Sent(NamedTuple):
         num_samples: Samples of the batch that this process trained on.
         part_size: 1 where the values are losses of single samples, None for one mean over ``num_samples`` of them, else
             the samples in a part of which each value is a mean.
-        extras: Names of the values behind the losses, of "grad_norm" and "skipped".
+        extras: Names of the values behind the losses, of "grad_norm", "skipped" and "trained".
         held: The batch itself, so that it can run again.
         num_classes: C, where three more values of each label follow the losses, as `predictions.packed` makes them; 0
             where there are losses only.
@@ -93,6 +94,9 @@ def note_of(sent: Sent, values: Values) -> Note:
         losses = losses[:count]
     if sent.num_classes:
         losses, predictions = Predictions.unpack(losses.reshape(-1, sent.num_samples), sent.num_classes)
+    if not math.isfinite(extras.get("trained", 0.0)) and np.isfinite(losses).all():
+        # Else the losses say which samples are to blame.
+        losses = np.full_like(losses, math.nan)
     part_size = WHOLE_BATCH if sent.part_size is None else sent.part_size
     return Note(sent.ticket, losses, part_size, bool(extras.get("skipped", 0)), extras.get("grad_norm"), predictions)
 

@@ -362,6 +362,9 @@ TARGETS = "ensemble targets"
 OF_THE_TRAINING = ("model", "optimizer", "scaler", "ema", "random", "random of ranks", TARGETS, OWN)
 """Names of the parts that every state has."""
 
+AVERAGES = 'also={"averages": (get, set, "heal")}, where get() returns their state and set(state) puts it back'
+"""How averages are given that have no state of their own to read and load."""
+
 WHEN = ("heal", "resume")
 
 
@@ -390,8 +393,12 @@ def read_also(also: Any) -> dict[str, AlsoPart]:
         raise TypeError(f"also must be a dict of parts by their names, got {also!r}.")
     taken = [name for name in also if name in OF_THE_TRAINING or not isinstance(name, str)]
     if taken:
-        said = f" Give it to attach() as {taken[0]}=." if taken[0] in ("ema", "scaler") else ""
-        raise ValueError(f"also must have names other than {OF_THE_TRAINING}, texts, got {taken[0]!r}.{said}")
+        name = taken[0]
+        said = f" Give it to attach() as {name}=." if name in ("ema", "scaler") else ""
+        if name == "ema" and not hasattr(also[name], "load_state_dict"):
+            # ``ema=`` would refuse it.
+            said = f" Choose another name: {AVERAGES}."
+        raise ValueError(f"also must have names other than {OF_THE_TRAINING}, texts, got {name!r}.{said}")
     return {name: _read(name, part) for name, part in also.items()}
 
 

@@ -59,6 +59,11 @@ NO_STEP_SINCE = (
 BATCHES_WITHOUT_STEP = 64
 """Good batches without a step after which that is said, looked at as often; more than are mostly added up."""
 
+NAN_GRADIENTS = (
+    "A root, a logarithm or a division that is not defined gives such a gradient even where torch.where() or a mask "
+    "leaves out its value: clamp what goes into it. torch.autograd.set_detect_anomaly(True) names the operation."
+)
+
 STEPS_LOOKED_AT, STEPS_ALIKE = 16, 3
 """Steps of the optimizer whose distance in reports is looked at; equal distances that are no chance."""
 
@@ -104,7 +109,7 @@ class Stepper:
         self._is_sharded = any(map(is_shard, self._parameters()))
         self.can_begin_anew = self._scaler is None and accumulate == 1 and not self._is_sharded
         self._num_added = 0
-        self.is_adding = self.adds_later = False
+        self.is_adding = self.adds_later = self._is_sparse = False
         self._last_gradients: list[torch.Tensor | None] = []
         self._plain = plain_optimizer(optimizer)
         self._norms: NormLimit | None = None
@@ -250,7 +255,15 @@ class Stepper:
         most = min(math.inf if most is None else most, math.inf if norms is None else norms.most)
         if self._is_sharded:
             return clip_shards(self._parameters(), most)
-        return torch.nn.utils.clip_grad_norm_(self._parameters(), most)
+        parameters = self._parameters()
+        if not self._is_sparse:
+            try:
+                return torch.nn.utils.clip_grad_norm_(parameters, most)
+            except NotImplementedError:
+                # It measures dense gradients only, and says so before it has changed any. Asking each one first takes
+                # longer where all are dense.
+                self._is_sparse = True
+        return torch.nn.utils.clip_grad_norm_(list(map(_values_of, parameters)), most)
 
     def gradient_sizes(self) -> tuple[list[int], int]:
         """See `RecoveryController.note_gradients`; each gradient is read, so it had better be in main memory."""
@@ -324,6 +337,18 @@ def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
     # Of no numbers there is no largest; a sum of squares would overflow in half precision.
     found = [each for each in found if each.numel()]
     return torch.stack(torch._foreach_norm(found, math.inf)).sum() if found else torch.zeros(())
+
+
+def _values_of(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter to clip in place of one with a sparse gradient, whose values are its own gradient; else the same."""
+    if parameter.grad is None or not parameter.grad.is_sparse:
+        return parameter
+    # Values of a row that is drawn twice are added up only here.
+    parameter.grad = parameter.grad.coalesce()
+    values = parameter.grad.values()
+    stand_in = values.detach()
+    stand_in.grad = values
+    return stand_in
 
 
 @functools.cache
@@ -415,6 +440,9 @@ class StepHooks:
         """Keep a gradient that is not finite from the optimizer until its step is over: without one it changes nothing.
 
         Only once weights were not finite, as each look reads a number back from the device.
+
+        Raises:
+            TrainingDiverged: too many steps in a row had such a gradient.
         """
         r8, kind = self._run(), optimizer.__class__
         is_watched = r8 is not None and r8.controller.state.watches_steps
@@ -427,12 +455,14 @@ class StepHooks:
         norms = [_norm_of([each for each in gradients if each.device == device]) for device in devices]
         # A loss scaler that has the optimizer leave the step out says so.
         if all(bool(each.isfinite()) for each in norms) or getattr(optimizer, "found_inf", None) is not None:
+            r8.controller.state.refusals.withheld = 0
             return
+        controller = r8.controller
+        controller.state.left_out_step(r8.global_step, most=controller.recovery.max_refused, advice=NAN_GRADIENTS)
         self._withheld = held
         for each, _ in held:
             each.grad = None
         self._hear_end(optimizer)
-        r8.controller.state.left_out_step(r8.global_step)
 
     def _hear_end(self, optimizer: Any) -> None:
         """Have `_after` called, from the first step on that needs it."""

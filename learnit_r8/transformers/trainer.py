@@ -587,6 +587,8 @@ class R8Mixin:
             of_batch = self._r8_of_batch(loss, self._r8_how)
             if own is not None:
                 noted = adapter.loss(own.losses, mask=own.mask, ticket=ticket, logits=own.logits, targets=own.targets)
+                if ticket.weights is None:
+                    adapter.judge_with(loss)
             else:
                 noted = adapter.loss(of_batch, ticket=ticket)
         if ticket.weights is None:

@@ -11,6 +11,8 @@ from learnit_r8 import RunDir
 from learnit_r8.lightning import R8Callback
 from learnit_r8.recovery.record import numbers_in
 from learnit_r8.torch import load_incident
+from tests.lightning import common
+from tests.lightning.common import Digits
 
 pytestmark = [pytest.mark.program, pytest.mark.filterwarnings("ignore")]
 
@@ -57,3 +59,22 @@ def test_a_resumed_fit_numbers_its_incidents_on(tmp_path):
         loss = incident.replay(Module(), lambda module, batch: module.training_step(*batch[0], **batch[1]))
         assert math.isnan(loss.item())
         assert incident.refused["model"].keys() == Module().state_dict().keys()
+
+
+class WithTerm(Digits):
+    """Its loss holds more than that of the samples, once NaN."""
+
+    turn = 0
+
+    def training_step(self, batch, index):
+        self.turn += 1
+        found = super().training_step(batch, index)
+        return {**found, "loss": found["loss"] * (math.nan if self.turn == 9 else 1.0)}
+
+
+def test_a_loss_of_ones_own_is_judged_too():
+    """The samples' losses are finite, the one that is trained on is not: its batch is refused."""
+    r8 = common.fit(module=WithTerm(exact=True))[1]
+
+    assert r8.sentry.num_refused == 1
+    assert "model restored" not in r8.summary()

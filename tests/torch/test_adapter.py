@@ -1,6 +1,8 @@
 """`attach`: a training with torch under a scheduler, in each of the ways people write their loops."""
 
 import copy
+import functools
+import math
 import warnings
 import weakref
 
@@ -16,6 +18,7 @@ from learnit_r8.engine.settings import grouped
 from learnit_r8.events import StepDone
 from learnit_r8.guard import Verdict
 from learnit_r8.torch import R8BatchSampler, attach
+from learnit_r8.torch.readback import Sent, note_of
 from tests.torch_common import (
     STEPS,
     ManyRows,
@@ -454,6 +457,28 @@ class Overflowing(torch.amp.GradScaler):
     def scale(self, outputs):
         self.number += 1
         return super().scale(outputs) * (float("inf") if self.number in self.at else 1.0)
+
+
+def test_a_term_of_ones_own_that_is_not_finite_is_refused():
+    """What ``step`` trains on is judged, too, and not only what ``loss`` was given: no weight sees its NaN."""
+    adapter = adapted(policy="shuffle")
+    outcomes = []
+    for _ in adapter.epochs():
+        for x, y in adapter.loader():
+            loss = adapter.loss(cross_entropy(adapter.model(x), y, reduction="none"))
+            outcomes.append(adapter.step(loss + (math.nan if len(outcomes) == 9 else 1.0)))
+
+    assert [number for number, outcome in enumerate(outcomes) if not outcome] == [9]
+    assert "model restored" not in adapter.summary()
+
+
+def test_a_loss_that_is_not_finite_hides_no_sample():
+    """Where losses of samples are not finite themselves, they still say which; also where all come from a device."""
+    note = functools.partial(Sent, None, 3, 1, ("trained",))
+    for losses, trained, expected in (([1, 2, 3], 6.0, 0), ([1, 2, 3], math.inf, 3), ([1, math.nan, 3], math.nan, 1)):
+        found = note_of(note(), np.array([*losses, trained], np.float32)).losses
+        assert len(found) == 3
+        assert np.isnan(found).sum() == expected
 
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])

@@ -75,7 +75,7 @@ MISTAKES = [
         ({"dataset": torch.utils.data.DataLoader(DIGITS)}, TypeError,
          r"dataset must be the data set itself, got <.*DataLoader.*>; give its \.dataset"),
         ({"scaler": "cpu"}, TypeError, r"scaler must be a torch\.amp\.GradScaler, got 'cpu'\."),
-        ({"ema": 0.99}, TypeError, r"ema must have state_dict\(\) and load_state_dict\(\), got 0\.99\."),
+        ({"ema": 0.99}, TypeError, r"ema must have state_dict\(\) and load_state_dict\(\), got 0\.99\. .* also="),
         ({"sharing": 2}, TypeError, r"sharing must be a Together\(\) or None, got 2\."),
         ({"accumulate": 0}, ValueError, r"accumulate must be a whole number >= 1, got 0\."),
         ({"ahead": -1}, ValueError, r"ahead must be a whole number >= 0, got -1\."),

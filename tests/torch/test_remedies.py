@@ -488,6 +488,25 @@ def test_gradients_are_clipped_after_updates_that_were_too_large():
         assert json.loads(json.dumps(norms.state_dict())) == norms.state_dict()
 
 
+def clipped(*, sparse):
+    """Weights after each step of a table of embeddings, of which a batch may draw a row twice, and a linear layer."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Embedding(6, 3, sparse=sparse), nn.Linear(3, 1)])
+    adapter, found = attach(model, torch.optim.SGD(model.parameters(), 0.5), None, num_steps=9, max_grad_norm=0.1), []
+    for _ in adapter.steps():
+        adapter.step((model[1](model[0](torch.randint(6, (4,)))) - 3).square().mean())
+        found.append(torch.cat([each.detach().flatten() for each in model.parameters()]))
+    return torch.stack(found)
+
+
+def test_sparse_gradients_are_clipped_as_dense_ones():
+    """By the norm of all, in which what a batch adds to a row twice counts as one number."""
+    found, expected = clipped(sparse=True), clipped(sparse=False)
+
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(expected.diff(dim=0).norm(dim=1), torch.full((8,), 0.05))
+
+
 @pytest.mark.parametrize("steps", [True, False])
 def test_a_clip_that_nothing_does_is_warned_of(steps):
     """Where the loop steps the optimizer, it is the loop's to clip: the warning gives the line, once."""

@@ -1,5 +1,7 @@
 """Faults in a training with Trainer: found out, and healed."""
 
+import math
+
 import pytest
 
 pytest.importorskip("transformers")
@@ -61,6 +63,28 @@ def test_a_loss_that_raises_for_nan_is_refused(tmp_path):
 
     assert r8.global_step == 20
     assert r8.sentry.num_refused == 1
+
+
+class WithTerm(Trainer):
+    """Its loss holds more than that of the samples, once NaN."""
+
+    turn = 0
+
+    def compute_loss(self, model, inputs, *args, **more):
+        self.turn += 1
+        return super().compute_loss(model, inputs, *args, **more) * (math.nan if self.turn == 9 else 1.0)
+
+
+class R8WithTerm(R8Mixin, WithTerm):
+    pass
+
+
+def test_a_loss_of_ones_own_is_judged_too(tmp_path):
+    """The samples' losses are finite, the Trainer's is not: its batch is refused, before a weight sees it."""
+    trainer = common.train(tmp_path, trainer=R8WithTerm)
+
+    assert trainer.r8.scheduler.sentry.num_refused == 1
+    assert "model restored" not in trainer.r8.summary()
 
 
 def test_every_other_exception_ends_the_training(tmp_path):

@@ -14,7 +14,9 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 from wild_scripts import clouds, seed_all
 
-from learnit_r8 import Backups
+from learnit_r8 import Backups, Recovery, TrainingDiverged
+from learnit_r8.events import Notice
+from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from learnit_r8.torch.flight.hand import MOST_OF_BUFFER
 from tests.torch_common import NanGradient
@@ -173,6 +175,31 @@ def test_gradients_of_nan_that_come_again_cost_their_steps_alone():
     assert "model restored once" in adapter.summary()
     assert r8.state_dict()["recovery"]["incidents"]["num_withheld"] == len(faults) - 1
     assert all(bool(each.isfinite().all()) for each in model.state_dict().values())
+
+
+@pytest.mark.filterwarnings("ignore:.*in a row were left out")
+def test_gradients_that_are_all_nan_end_the_run():
+    """As refused batches do: a warning first says where such gradients come from, and a step that is taken ends the
+    count."""
+    weight = nn.Parameter(torch.ones(8))
+    optimizer = torch.optim.SGD([weight], lr=0.01)
+    adapter = attach(nn.ParameterList([weight]), optimizer, None, num_steps=600, recovery=Recovery(max_refused=110))
+    heard = record_events()
+    adapter.scheduler.host.announcer.add(heard)
+
+    def train():
+        for number in adapter.steps():
+            # The root is not defined: its value is left out, its gradient is NaN.
+            inputs = weight if number == 50 else torch.where(weight > 0, weight, (weight - 9).sqrt())
+            loss = (inputs * torch.randn(8)).mean()
+            if adapter.report(loss):
+                step(optimizer, loss)
+
+    with pytest.raises(TrainingDiverged, match=r"110 steps in a row .* the last at step 161, .* torch\.where\(\)"):
+        train()
+
+    assert sum("100 steps in a row were left out, the last at step 151" in each.text for each in heard.of(Notice)) == 1
+    assert bool(weight.isfinite().all())
 
 
 def test_nan_leaves_a_hidden_state_as_it_was():

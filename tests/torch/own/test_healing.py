@@ -342,6 +342,8 @@ MISTAKES = [
     *[(lambda also=also: attached(also=also), error, text) for also, error, text in (
         ([1], TypeError, r"also must be a dict of parts by their names, got \[1\]"),
         ({"model": torch.nn.Linear(1, 1)}, ValueError, "also must have names other than"),
+        ({"ema": torch.nn.Linear(1, 1)}, ValueError, r"got 'ema'\. Give it to attach\(\) as ema="),
+        ({"ema": (dict, print)}, ValueError, r'another name: also={"averages": \(get, set, "heal"\)}, where get'),
         ({"x": 5}, TypeError, r"the part 'x' of also must have state_dict\(\) and load_state_dict\(\), or be a pair"),
         ({"x": (torch.nn.Linear(1, 1), "later")}, ValueError, "'x' of also must be put back at 'heal' or 'resume'"))],
     # A data set without a size of batches may be a mistake, and its items are no batches.
