@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -370,6 +371,7 @@ class Adapter:
             found, values = self._losses.take_own(), values if is_exact else values.mean()
         if found is not None:
             self._losses.record(found, values, count=count, part_size=1 if is_exact else None, num_classes=num_classes)
+        self._losses.reduced = weakref.ref(read.loss)
         return read.loss
 
     def cross_entropy(
@@ -515,6 +517,8 @@ class Adapter:
             )
         elif pipeline.recorded is None:
             pipeline.record_own((loss if losses is None else losses,), ids)
+            if losses is None:
+                pipeline.reduced = weakref.ref(loss)
         # After the end of the user's own batches there is no ticket, and nothing is reported.
         ticket = None if pipeline.recorded is None else pipeline.recorded[0].ticket
         ends_epoch = self._feed is None and ticket is not None and r8.pace.ends_epoch(ticket.step + 1)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -78,6 +79,7 @@ class LossPipeline(Trainer):
     Attributes:
         outcome: The outcome of the last report.
         recorded: Losses that are noted and not sent yet.
+        reduced: Returns what was made of the losses noted last; None once it is gone.
         readback: Holds the losses on their way; None before the first that are not in main memory, or not all here.
         is_other: Whether batches of the user's own are of another loader than that of `attach`.
     """
@@ -88,6 +90,7 @@ class LossPipeline(Trainer):
         self.outcome = Outcome(Verdict.PENDING, r8.lr, None)
         self.recorded: tuple[Sent, torch.Tensor] | None = None
         self._trained: torch.Tensor | None = None
+        self.reduced: Callable[[], torch.Tensor | None] = lambda: None
         self.readback: Readback | Gathered | None = None
         self._r8, self._feed, self._has_loader = r8, r8.feed, has_loader
         self.is_other = False
@@ -162,6 +165,9 @@ class LossPipeline(Trainer):
 
     def judge_with(self, loss: torch.Tensor) -> None:
         """Have the loss that is trained on judged along with the losses that `tell` sends next; it may hold more."""
+        if loss is self.reduced() and not loss.is_cpu:
+            # One more number would have to be read.
+            return
         loss = loss.detach().mean() if loss.ndim else loss.detach()
         # In main memory it can be read; from a device it comes with the others.
         self._trained = None if loss.is_cpu and math.isfinite(loss) else loss
