@@ -55,6 +55,8 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_progress.py -k rise_slowly", "healthy weights of a VQ-VAE are put back as its losses rise"),
     ("recovery/progress.py", "max(before[-APART:]) and not rises_slowly(self.recent)", "max(before[-APART:])",
      "recovery/test_progress.py -k explode", "a slow rise counts as an explosion, and the rate falls"),
+    ("recovery/remedies.py", "if fault == INPUT and BAD_NOW in known:", "if False:",
+     "recovery/test_remedies.py -k good_with_older", "a batch is called to blame that is good with older weights"),
     ("recovery/progress.py", "if len(before) < LEVEL or rises_slowly(losses):", "if True:",
      "recovery/test_progress.py -k as_the_run_ends", "damage of the last steps ends the run without a word"),
     ("recovery/progress.py", "(LOST if is_clear else MOST_LOST)", "MOST_LOST",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..events.incident import HEALTHY, describe_error
-from ..recovery.cause import BACKWARD, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
+from ..recovery.cause import BACKWARD, BAD_NOW, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
 from .batch_rows import far_off, halve, not_finite, num_rows, rows_of, some_rows
 
 MAY_BE = "updates that were too large, or a damaged weight (neither was tested)"
@@ -130,7 +130,7 @@ class PlaceSearch:
         if self._is_bad(now):
             if newest is None:
                 return self._of_data(now, None, ("there is no healthy backup to compare with",))
-            text = f"the batch is good with the weights of step {step:,}, and bad with the present ones"
+            text = f"the batch is good with the weights of step {step:,}, and {BAD_NOW}"
             first = (f"it shows first in `{now.layer}`",) if now.layer else ()
             return Finding(UNKNOWN, text, rest=(*first, MAY_BE))
         if not math.isfinite(now.loss):

@@ -15,6 +15,9 @@ KINDS = (INPUT, LABEL, LOSS, FORWARD, BACKWARD, BATCH_SIZE, UPDATE, WEIGHT, OPTI
 UNSEEN = "unknown, seen so far: "
 """How a sentence begins that names no cause."""
 
+BAD_NOW = "bad with the present ones"
+"""What is said of a batch that is good with older weights: then it is not to blame."""
+
 MOST_NAMED = 5
 """Samples that a sentence names."""
 

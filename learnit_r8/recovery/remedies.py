@@ -16,7 +16,7 @@ from ..events.incident import Incident
 from ..guard.monitor import Sentry
 from ..table.table import SampleTable
 from .backups import Backup, median_of
-from .cause import INPUT, UNSEEN, UPDATE, WEIGHT
+from .cause import BAD_NOW, INPUT, UNSEEN, UPDATE, WEIGHT
 from .experiment import Alarm, Case, Finding
 from .model import LiveModel, Witnesses
 from .progress import CALM, EARLY_UPDATES
@@ -187,6 +187,8 @@ class Remedies:
     def _name_cause(self, cause: str, fault: str) -> None:
         """Say what is probable by the test of the weights, where the search for the cause of a high loss found none."""
         known = "" if self._state.incidents.current is None else self._state.incidents.current.cause
+        if fault == INPUT and BAD_NOW in known:
+            return
         text, (head, updates, seen) = known.replace(UNSEEN, f"probably {cause}; "), known.partition(PROBABLY_UPDATES)
         if updates and fault == WEIGHT:
             text = f"{head}probably {cause}; {seen.partition('; ')[2]}"

@@ -1,12 +1,16 @@
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from learnit_r8 import events
 from learnit_r8.events.bus import Announcer
 from learnit_r8.events.incident import MEANT, MOST_FINDINGS, NEVER_FINITE, Incident
-from learnit_r8.recovery.remedies import diverged_text
+from learnit_r8.recovery.cause import BAD_NOW, UNSEEN
+from learnit_r8.recovery.experiment import Alarm, Case, Finding
+from learnit_r8.recovery.progress import Progress
+from learnit_r8.recovery.remedies import Remedies, diverged_text
 from learnit_r8.recovery.state import IncidentLog
 from learnit_r8.testing import record_events
 
@@ -60,6 +64,25 @@ def test_last_finding_is_the_conclusion():
     log.note(9, "the weights were damaged")
 
     assert log.current.conclusion == "the weights were damaged."
+
+
+@pytest.mark.parametrize(("seen", "is_named"), [("all outputs are finite", True), (f"it is {BAD_NOW}", False)])
+def test_a_batch_that_is_good_with_older_weights_is_not_to_blame(seen, is_named):
+    """Though a test has found that the weights are healthy: one of the two is wrong, and nobody knows which."""
+    heard = record_events()
+    log = IncidentLog(Announcer([heard], lambda: (5, 0.0)))
+    log.open(5, "spike")
+    log.change(cause=f"{UNSEEN}{seen}")
+    lineage = SimpleNamespace(
+        progress=Progress(), updates=5, healthy_at=[], is_proving=False, is_looping=lambda step: False
+    )
+    refusals = SimpleNamespace(weights_are_healthy=lambda **how: None)
+    live = SimpleNamespace(step=5, mended="", announcer=log.announcer)
+    state = SimpleNamespace(incidents=log, lineage=lineage, refusals=refusals)
+    remedies = Remedies(state, live, None, SimpleNamespace(calm=lambda: None), None)
+    remedies.go_on(Case(Alarm.SPIKE), Finding("healthy", "the weights are healthy"))
+
+    assert bool(heard.of(events.CauseFound)) is is_named
 
 
 def test_findings_are_bounded():
