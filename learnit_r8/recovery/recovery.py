@@ -556,9 +556,11 @@ class RecoveryController:
         progress = self.lineage.progress
         can_probe = (may_probe and self.experiment.can_probe) or callbacks.repeat is not None
         # Batches of one's own may have changed: those of R8 come in no order.
-        if can_probe and can_restore and self._sentry.tests_progress and len(progress.recent) >= LOOK_EVERY + 2:
-            if self._refusals.in_a_row or progress.ends_high or progress.has_risen_late:
-                self._experiment_on(Alarm.END, max([*progress.recent][-2:]))
+        can_look = can_probe and can_restore and self._sentry.tests_progress
+        if not can_look or len(progress.recent) < LOOK_EVERY + 2:
+            return False
+        if self._refusals.in_a_row or progress.ends_high or progress.has_risen_late:
+            self._experiment_on(Alarm.END, max([*progress.recent][-2:]))
         return self.experiment.is_open
 
     # Experiments.
