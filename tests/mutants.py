@@ -567,7 +567,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("keras/callback.py", "self._take_weights_back(epoch)", "pass",
      "keras/test_callback.py -k averages", "what is due as an epoch is drawn meets averages of the weights"),
     ("keras/own_batches.py", "with self._own_weights(epoch):", "if True:",
-     "keras/test_own_batches.py -m program -k 'mid_epoch and averages'", "a run resumed at an epoch's end has averages"),
+     "keras/test_own_batches.py -m program -k 'mid_epoch and averages'", "a run resumed between epochs has averages"),
     ("keras/live_values.py", "self._live.set(rate, value)\n        return True", "pass\n        return True",
      "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
 )]
