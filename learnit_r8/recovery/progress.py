@@ -204,28 +204,36 @@ class Progress(SavedFields):
         """Median of the last losses; NaN before there are enough."""
         return median_of(list(self.recent)[-LEVEL:]) if len(self.recent) >= LEVEL else math.nan
 
+    def _last_against_usual(self, count: int) -> tuple[list[float], float, float, float] | None:
+        """The losses that were known before the last ones; the median of ``count`` of these, that of the usual ones,
+        and by how much the two differ by chance. None before there are enough; those between may be of either kind.
+        """
+        losses = list(self.recent)
+        earlier = losses[: -count - LOOK_EVERY]
+        before = earlier[-LEVEL:]
+        if len(before) < LEVEL:
+            return None
+        chance = CLEARLY * spread_of(before) * math.sqrt(1 / count + 1 / LEVEL)
+        return earlier, median_of(losses[-count:]), median_of(before), chance
+
     def has_fallen_back(self, updates: int) -> bool:
         """Whether the last few losses are much like those of the untrained model, and those before clearly were not."""
         if updates < self.above_from:
             return False
-        losses = list(self.recent)
         for count in (FIRST, LOOK_EVERY):
-            # The losses between them may be of either kind.
-            earlier, last = losses[: -count - LOOK_EVERY], median_of(losses[-count:])
-            before = earlier[-LEVEL:]
-            if len(before) < LEVEL:
+            if (compared := self._last_against_usual(count)) is None:
                 continue
-            usual = median_of(before)
-            chance = CLEARLY * spread_of(before) * math.sqrt(1 / count + 1 / LEVEL)
-            is_clear = last > usual + 3 * chance and not rises_slowly(losses)
+            earlier, last, usual, chance = compared
+            is_clear = last > usual + 3 * chance and not rises_slowly(self.recent)
             if self.untrained > usual and last > usual + (LOST if is_clear else MOST_LOST) * (self.untrained - usual):
                 # Where data change, as with classes that come later, losses were that high before.
                 starts = range(0, len(earlier) - count + 1, count // 2)
                 highest = max(median_of(earlier[start : start + count]) for start in starts)
                 # A slow rise is that of a loss whose terms change; before much was learned, a small one is, too.
+                before = earlier[-LEVEL:]
                 trend = median_of(before[LOOK_EVERY:]) - median_of(before[:LOOK_EVERY])
                 if last > max(usual + chance, usual + 3 * trend, highest):
-                    return usual <= NEAR * self.untrained or not rises_slowly(losses, by_chance=1.0)
+                    return usual <= NEAR * self.untrained or not rises_slowly(self.recent, by_chance=1.0)
         return False
 
     @property
@@ -237,12 +245,10 @@ class Progress(SavedFields):
     @property
     def has_risen_late(self) -> bool:
         """Whether the last losses are clearly above those before, from one step to the next: enough as a run ends."""
-        losses = list(self.recent)
-        earlier, last = losses[: -FIRST - LOOK_EVERY], median_of(losses[-FIRST:])
-        before = earlier[-LEVEL:]
-        if len(before) < LEVEL or rises_slowly(losses):
+        compared = self._last_against_usual(FIRST)
+        if compared is None or rises_slowly(self.recent):
             return False
-        usual, chance = median_of(before), CLEARLY * spread_of(before) * math.sqrt(1 / FIRST + 1 / LEVEL)
+        earlier, last, usual, chance = compared
         return last > max(usual + max(chance, LEAST_LEARNED * (self.untrained - usual)), *earlier[-LEVEL:])
 
     @property
