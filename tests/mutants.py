@@ -85,7 +85,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_model.py -k stray_write", "what a table of values has just learned is put back"),
     ("keras/state.py", "        if by_layer:\n", "        if False:\n",
      "keras/test_own_batches.py -k each_layer", "after layers are unfrozen a file puts weights into others"),
-    ("keras/fit_callback.py", "KEPT[r8]() if r8 in KEPT else None", "self._state",
+    ("recovery/persistence.py", "tree.shapes_of(read()) != tree.shapes_of(kept)", "False",
      "keras/test_own_batches.py -k unfrozen", "backups of an earlier fit's optimizer end a restore with an error"),
     ("keras/own_batches.py", "self._loss_to_report(recorder.read(logs))", "recorder.read(logs)",
      "contract/test_data.py -m program -k 'recurring_hidden_nan and keras'", "each costs a restore in Keras"),

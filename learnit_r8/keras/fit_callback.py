@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import keras
 import numpy as np
@@ -21,10 +20,6 @@ from .train_function import callbacks_of_fit
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
-
-KEPT: WeakKeyDictionary[R8Scheduler, ReferenceType[ModelState]] = WeakKeyDictionary()
-"""What each scheduler keeps, as one ``fit`` after another may be given a callback of its own; weak, as a model holds on
-to its scheduler."""
 
 
 class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
@@ -105,16 +100,13 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def _wire(self, model: Any) -> None:
         """Let the scheduler keep a model, and look for the causes of its refusals."""
         optimizers, r8 = self._checked_optimizers(model), self._r8
-        # Another callback may have kept the model in an earlier fit.
-        state = self._state = KEPT[r8]() if r8 in KEPT else None
-        # Compiled again: what was kept is of another optimizer.
-        is_other = state is not None and not state.is_of(model, *optimizers)
-        if state is None or is_other:
+        state = self._state
+        # The model may have been compiled again.
+        if state is None or not state.is_of(model, *optimizers):
             state = self._state = ModelState(
                 model, optimizers[0], others=optimizers[1:], keeps_rates=r8.host.rates.are_own,
                 waits=not trains_all(model),
             )  # fmt: skip
-            KEPT[r8] = ref(state)
         function = None if self._recorder is None else self._recorder.function
         if function is not None:
             function.watch(state, r8.check)
@@ -126,7 +118,7 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
             undo=None if function is None else function.undo,
             repeat=None if function is None else self._repeat(self._recorder),
         )  # fmt: skip
-        r8.host.adopt(callbacks, backup_every=self._backup_every, is_other=is_other)
+        r8.host.adopt(callbacks, backup_every=self._backup_every)
 
     def _begin_fit(self) -> ModelState:
         """Attach the model, which is built by now; its state."""

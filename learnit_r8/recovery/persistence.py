@@ -386,9 +386,11 @@ class Persistence:
     def adopt(
         self, callbacks: Callbacks, *, backup_every: int | str | Condition | None = None,
         clone: Callable[[Any], Any] | None = None, copy_into: Callable[[Any, Any], Any] | None = None,
-        witness_size: int = 1, is_other: bool = False,
+        witness_size: int = 1,
     ) -> Callbacks:  # fmt: skip
         """Let an adapter's callbacks keep the model, beside the user's own; they replace those of an earlier adapter.
+
+        Backups whose arrays are not those of the state now, as of another optimizer, are dropped.
 
         Args:
             callbacks: The adapter's callbacks.
@@ -396,7 +398,6 @@ class Persistence:
             clone: Copies model states from now on, see `RamBackup`; None changes nothing.
             copy_into: Copies model states into a buffer, see `RamBackup`; only used with ``clone``.
             witness_size: Batches whose gradients make one update.
-            is_other: Whether the model or its optimizer is another one than before, so that its backups are dropped.
 
         Returns:
             The callbacks that are called from now on.
@@ -413,7 +414,9 @@ class Persistence:
         if clone is not None:
             self.backup.copy_with(clone, copy_into)
         self.backup.witness_size = witness_size
-        if is_other:
+        read, newest = self.callbacks.state, self.backup.newest
+        kept = None if newest is None else newest.state
+        if read is not None and kept is not None and tree.shapes_of(read()) != tree.shapes_of(kept):
             self.backup.clear()
             self.backup.earlier, self.backup_timer.peaks = None, {}
         self.wake()

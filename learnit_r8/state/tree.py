@@ -202,6 +202,11 @@ def leaves(state: Any, path: str = "", depth: int = 0) -> list[tuple[str, Any]]:
     return found
 
 
+def shapes_of(state: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of all arrays by their dotted keys."""
+    return {key: tuple(leaf.shape) for key, leaf in leaves(state) if hasattr(leaf, "shape")}
+
+
 def clone(state: Any) -> Any:
     """Make an independent copy.
 

@@ -469,3 +469,25 @@ def test_a_function_in_the_state_is_not_copied():
 
     assert (made["relu"], made["jitted"], made["part"]) == (jax.nn.relu, jax.nn.tanh, partial)
     assert made["w"].tolist() == [1.0, 1.0]
+
+
+def test_a_second_stage_with_another_optimizer_gets_no_state_of_the_first():
+    """Weights damaged in the first step of the stage, before it has a backup of its own."""
+
+    @jax.jit
+    def pull(state, x, y):
+        loss, grads = jax.value_and_grad(lambda w: ((x @ w["w"] - y) ** 2).mean())(state.params)
+        return state.apply_gradients(grads=grads), loss
+
+    params = {"w": jnp.zeros((4, 1))}
+    with R8Scheduler(scheduler_mode="keep") as r8:
+        for tx, hurt_at in ((optax.sgd(0.1, momentum=0.9), None), (optax.adam(1e-3), 1)):
+            managed = r8flax.ManagedState(r8, fresh(tx).replace(params=params))
+            for number, batch in enumerate(r8.batches(list(Data()(0)))):
+                if number == hurt_at:
+                    managed.state = managed.state.replace(params={"w": managed.state.params["w"] * 1e3})
+                managed.report(*pull(managed.for_step(), batch["x"], batch["y"]))
+            before, params = params, managed.state.params
+
+    assert "model restored once" in r8.summary()
+    assert np.abs(params["w"] - before["w"]).max() < 0.1
