@@ -83,18 +83,6 @@ HASTY = (
     "so log what is monitored once an epoch, after its batches, or allow for more of them."
 )
 
-OF_PAIRS = (
-    "batch_iterator() gives pairs of indices and a rate, in this order: write `for batch, lr in r8.batch_iterator()`, "
-    "and index with batch."
-)
-MOST_REFUSED_LAST = 16
-REFUSED_LAST = (
-    "the last {} batches of the run (or more) were refused, up to step {}: nothing was learned from them. See "
-    "r8.summary() and docs/incidents.md for what it was."
-)
-OF_ITEMS = (
-    "batches() gives the items of your loader as they are, without a rate: unpack what the loader gives, no more."
-)
 DRAWS_SAMPLES = "{}() draws samples, and this scheduler was built without num_samples; iterate over batches(loader)."
 LOOPS = "Write: for epoch in r8.epoch_iterator(): for batch, lr in r8.batch_iterator()."
 
@@ -1049,32 +1037,17 @@ class R8Scheduler:
             say_at_exit(self)
 
     def _warn_at_exit(self, error: BaseException | None) -> None:
-        """Say so if the loop ended with an epoch, or with an error of what its first batch was taken for."""
         if error is None:
-            self._warn_of_one_epoch()
-        elif self.pace.step or not self._speaks_at_exit:
-            return
-        elif self.feed is None and str(error).startswith("only integers, slices"):
-            self.host.announcer.warn_once("unpacked", OF_PAIRS)
-        elif self.feed is not None and str(error).startswith("too many values to unpack"):
-            self.host.announcer.warn_once("unpacked", OF_ITEMS)
-
-    def _warn_of_one_epoch(self) -> None:
-        """Say so if the loop was over batches alone, which ends with the epoch; when the run is closed, or at exit."""
-        pace, loop = self.pace, self.pace.loop_of_epoch
-        if loop and pace.place == pace.steps_per_epoch and not (pace.counts_epochs or pace.is_over):
-            self.host.announcer.warn_once(
-                "one epoch",
-                f"the run was closed at step {pace.step} of {self.total_steps or '?'}: {loop[0]} ends with the epoch. "
-                f"To train all epochs, loop over it within: for epoch in {loop[1]}.",
-            )
+            run_state.say_if_one_epoch(self.host.run)
+        elif not self.pace.step:
+            run_state.say_how_to_unpack(self.host.run, error, is_own=self.feed is not None)
 
     def _close(self, *, is_whole: bool) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         if is_whole:
-            self._warn_of_one_epoch()
+            run_state.say_if_one_epoch(self.host.run)
         try:
             host = self.host
             if not host.emitter.has_started or host.turns.is_cut:
@@ -1099,9 +1072,8 @@ class R8Scheduler:
             if self._is_closed and self.host.saver is not None:
                 self.host.saver.store.release()
             pace, early = self.pace, self.pace.ended_early
-            refused = self.controller.state.refusals.num_last
-            if is_whole and refused >= MOST_REFUSED_LAST:
-                self.host.announcer.warn_once("refused last", REFUSED_LAST.format(refused, pace.step))
+            if is_whole:
+                run_state.say_if_refused_last(self.host.run)
             # A loop of the user's own without a budget ends where it does.
             is_at_end = is_whole and self.feed is not None and pace.budget.is_open and not pace.is_stopped
             self._has_finished = pace.is_finished or early is not None or is_at_end

@@ -45,6 +45,19 @@ NO_MODEL = (
     "neither save_callback nor load_callback. Give both, unless the script saves and loads the model itself."
 )
 
+OF_PAIRS = (
+    "batch_iterator() gives pairs of indices and a rate, in this order: write `for batch, lr in r8.batch_iterator()`, "
+    "and index with batch."
+)
+OF_ITEMS = (
+    "batches() gives the items of your loader as they are, without a rate: unpack what the loader gives, no more."
+)
+
+MOST_REFUSED_LAST = 16
+REFUSED_LAST = (
+    "the last {} batches of the run (or more) were refused, up to step {}: nothing was learned from them. See "
+    "r8.summary() and docs/incidents.md for what it was."
+)
 MOST_IN_VAIN = 10_000
 """Loops after the budget was spent, none of which trains, from which the program is taken for an endless one."""
 
@@ -523,6 +536,32 @@ def say_if_spent(run: Run) -> None:
             f"the budget was spent at step {run.pace.step}, so this loop trains nothing. To train from the start, "
             "build another R8Scheduler (and model); to train on, resume_from_checkpoint() with a larger budget.",
         )
+
+
+def say_if_one_epoch(run: Run) -> None:
+    """Warn if the loop was over batches alone, which ends with the epoch; as the run is closed, or the program ends."""
+    pace, loop = run.pace, run.pace.loop_of_epoch
+    if loop and pace.place == pace.steps_per_epoch and not (pace.counts_epochs or pace.is_over):
+        run.announcer.warn_once(
+            "one epoch",
+            f"the run was closed at step {pace.step} of {pace.budget.steps or '?'}: {loop[0]} ends with the epoch. "
+            f"To train all epochs, loop over it within: for epoch in {loop[1]}.",
+        )
+
+
+def say_if_refused_last(run: Run) -> None:
+    """Warn, as the run is closed, if nothing was learned from its last batches."""
+    refused = run.controller.state.refusals.num_last
+    if refused >= MOST_REFUSED_LAST:
+        run.announcer.warn_once("refused last", REFUSED_LAST.format(refused, run.pace.step))
+
+
+def say_how_to_unpack(run: Run, error: BaseException, *, is_own: bool) -> None:
+    """Warn if the error that ended the program is of what the first batch was taken for; ``is_own``: of the user's."""
+    if not is_own and str(error).startswith("only integers, slices"):
+        run.announcer.warn_once("unpacked", OF_PAIRS)
+    elif is_own and str(error).startswith("too many values to unpack"):
+        run.announcer.warn_once("unpacked", OF_ITEMS)
 
 
 def load_best(run: Run) -> float:
