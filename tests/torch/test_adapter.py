@@ -511,7 +511,7 @@ def test_nan_is_no_overflow(fault):
 
     def run(scaler):
         model, numbers = classifier(), iter(range(10_000))
-        adapter = adapted(model=model, scaler=scaler, num_epochs=3)
+        adapter = adapted(model=model, scaler=scaler, num_epochs=3, backup_every=5)
         for _ in adapter.epochs():
             for x, y in adapter.loader():
                 if fault == "weight" and next(numbers) == 20:
