@@ -50,6 +50,11 @@ UNTESTED_FIRST = (
     "optimizer's averages hold its gradient (Adam, Adagrad). Nothing was tested, and nothing changed."
 )
 
+UNTESTED_LAST = (
+    "up to step {:,} {}: unless that is expected, the batch was bad, or the weights or the optimizer's averages are "
+    "damaged, and restore_backup() goes back. Nothing was tested, and nothing changed."
+)
+
 GROWN, RISEN, FALLEN = (
     "one of the first batches, or with a rate that is too high: weights have grown a hundredfold since",
     "one of the first batches, or with a rate that is too high: losses are far higher since",
@@ -199,7 +204,7 @@ class FirstSteps:
         """Say once that one of the last four losses is far above all others, where the guard tests no progress."""
         text = "" if self._sentry.tests_progress else self._lineage.progress.far_above(loss)
         if text:
-            self._announcer.warn_once("far above", UNTESTED_FIRST.format(text))
+            self._announcer.warn_once("far above", UNTESTED_LAST.format(self._live.step, text))
 
     def find_start(self) -> bool:
         """Find the level that the run begins with; returns whether the first batches are to be looked at."""

@@ -402,14 +402,15 @@ def _stay(
 
 
 def _is_better_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, bool]:
-    """Whether a state is better on a batch of the time of the alarm than the weights of that time, as it is unless data
-    have changed: then its batches have forgotten classes, or those of another season.
+    """Whether a state is better on a batch of the time of the alarm than the weights of that time, or than the present
+    ones, as it is unless data have changed: then its batches have forgotten classes, or those of another season.
     """
     later = case.known[-1]
     if not (case.is_exact and later.updates > state.updates and later.is_typical and math.isfinite(later.record)):
         return True
     loss = yield from _draw(case, later, functools.partial(model.put, state))
-    return loss < later.record
+    # The weights of that time may have been healthy still.
+    return loss < later.record or loss < (yield from _draw(case, later, model.put_present))
 
 
 def _newest_above(

@@ -362,9 +362,8 @@ class LiveModel:
         return None
 
     def put_present(self) -> bool:
-        """Put back the state kept aside; False if there is none."""
-        present, self.present = self.present, None
-        return present is not None and self.put_copy(present)
+        """Put back a copy of the state kept aside, which is kept until `end`; False if there is none."""
+        return self.present is not None and self.put_copy(self.persistence.backup.clone(self.present))
 
     def put_copy(self, present: Any) -> bool:
         """Put back a state that was set aside, or a `Saved` one, which is not used afterwards."""

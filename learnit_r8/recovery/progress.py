@@ -95,6 +95,10 @@ WORSE = 4.0
 FAR_FIRST = "the loss of {} ({:.4g}) was {:,.0f} times as high as the highest of {}"
 
 
+def _is_far_above(loss: float, before: list[float]) -> bool:
+    return len(before) == FIRST and loss > ALONE * max(before) > 0
+
+
 @dataclass(eq=False)
 class Progress(SavedFields):
     """The losses that were learned from, and the losses that were reported.
@@ -196,8 +200,11 @@ class Progress(SavedFields):
     @property
     def stands_alone(self) -> bool:
         """Whether the last loss is far above those before it."""
-        before = list(self.recent)[-FIRST - 1 : -1]
-        return len(before) == FIRST and self.recent[-1] > ALONE * max(before) > 0
+        return bool(self.recent) and _is_far_above(self.recent[-1], list(self.recent)[-FIRST - 1 : -1])
+
+    def would_stand_alone(self, loss: float) -> bool:
+        """Whether a loss is far above the last ones."""
+        return _is_far_above(loss, list(self.recent)[-FIRST:])
 
     @property
     def level(self) -> float:

@@ -192,6 +192,14 @@ class RecoveryController:
         """Whether one of the first losses is so high that its batch is left out."""
         return self.early.suspicion(loss, num_lost) > FAR
 
+    def is_suspect(self, loss: float, samples: NDArray[np.int64]) -> bool:
+        """Whether a batch of samples that were in several refused batches, and in no good one, has a loss so high that
+        it would be taken for a hard batch.
+        """
+        counts, expects = self.quarantine.counts, self._sentry.tests_progress or self._sentry.watches_level
+        is_again = expects and any(counts.get(sample, 0) > 1 for sample in samples.tolist())
+        return is_again and self.lineage.progress.would_stand_alone(loss)
+
     def accepted(
         self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float, own_rate: float | None = None
     ) -> None:
@@ -204,8 +212,6 @@ class RecoveryController:
             suspicion: How close the guard is to refusing; NaN if it was not asked, as at most updates.
             own_rate: As for `refused`.
         """
-        if self.quarantine.counts:
-            self.quarantine.cleared(ticket.indices)
         state, lineage, witnesses, backup = self.state, self.lineage, self.witnesses, self._persistence.backup
         progress, recent = lineage.progress, lineage.progress.recent
         # Losses always differ a little: equal ones may mean that the weights are destroyed.
@@ -214,6 +220,9 @@ class RecoveryController:
         progress.reported.append(loss)
         lineage.rates.append(ticket.lr)
         lineage.updates += 1
+        # A batch that was taken for a hard one may be bad.
+        if self.quarantine.counts and not progress.stands_alone:
+            self.quarantine.cleared(ticket.indices)
         if witnesses.waiting or (backup.backups and not backup.backups[-1].is_closed):
             witnesses.note(ticket, loss)
         if not self.is_quiet:

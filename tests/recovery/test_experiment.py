@@ -356,9 +356,12 @@ def test_unproven_state_must_pass_the_witness_that_tells():
     assert finding.backup is known[3]
 
 
-@pytest.mark.parametrize(("is_better", "verdict"), [(True, "restored"), (False, "level")])
-def test_losses_that_stay_higher_as_the_data_have_changed(is_better, verdict):
-    """Weights that forget are worse on earlier batches, and no older state is better on later ones."""
+@pytest.mark.parametrize(
+    ("of_old", "of_present", "verdict"), [(0.9, 1.5, "restored"), (1.6, 3.0, "restored"), (1.6, 1.5, "level")]
+)
+def test_losses_that_stay_higher_as_the_data_have_changed(of_old, of_present, verdict):
+    """Weights that forget are worse on earlier batches, and no older state is better on later ones: neither than the
+    weights of that time, nor than the present ones, as where those were healthy still."""
     known = backups(5)
     known[4].is_proven = False
     known[4].losses = [1.5]
@@ -366,13 +369,13 @@ def test_losses_that_stay_higher_as_the_data_have_changed(is_better, verdict):
     def answer(lab, witness):
         is_old = lab.current is not None and lab.current is not known[4]
         if witness is known[4]:
-            return 0.9 if is_old and is_better else 1.5
-        return witness.record if is_old else 1.5
+            return of_old if is_old else of_present
+        return witness.record if is_old else of_present
 
     finding, _ = conduct(case_of(known, Alarm.FELL, level=1.5), FakeLab(), answer)
 
     assert finding.verdict == verdict
-    assert finding.backup is (known[3] if is_better else None)
+    assert finding.backup is (known[3] if verdict == "restored" else None)
 
 
 def test_passing_fault_does_not_convict_an_unproven_state():

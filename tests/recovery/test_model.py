@@ -41,16 +41,19 @@ class Layers(Weights):
 
 
 def test_present_state_comes_back():
-    """The state kept aside is a copy: it comes back as it was, once."""
+    """The state kept aside is a copy: it comes back as it was, as often as a test asks for it."""
     model = Weights()
     live, r8, _ = live_of(model)
     model.values = np.full(2, 7.0)
     assert live.keep_present()
     assert live.put(r8.host.persistence.backup.newest)
     assert (model.values.tolist(), live.put_step) == ([0, 0], 0)
-    assert live.put_present()
+    for _ in range(2):
+        assert live.put_present()
 
-    assert (model.values.tolist(), live.put_step, live.current) == ([7, 7], 3, None)
+        assert (model.values.tolist(), live.put_step, live.current) == ([7, 7], 3, None)
+        model.values += 1.0
+    live.end()
     assert not live.put_present()
 
 

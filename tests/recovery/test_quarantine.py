@@ -42,6 +42,29 @@ def fit(*, exact=False, bad=(BAD,), epochs=12, policy="balanced", model=None, **
     return r8, model, heard, drawn
 
 
+@pytest.mark.parametrize(("count", "is_refused"), [(2, True), (1, False), (0, False)])
+def test_a_loss_that_a_hard_batch_may_have_is_refused_if_a_sample_is_suspected_twice(count, is_refused):
+    """It clears nobody either; a bad sample of which some batches are less bad would be trained on."""
+    model, outcomes = SoftmaxRegression(), []
+    r8 = R8Scheduler(
+        len(model.y), batch_size=32, num_epochs=6, initial_lr=0.5, state_callback=model.get, load_callback=model.load
+    )
+    for _, indices, lr in steps(r8):
+        loss, suspect = model.forward(indices).mean(), int(indices[0])
+        is_bad = r8.global_step == 200 and not outcomes
+        if is_bad:
+            r8.controller.quarantine.counts = {suspect: count} if count else {}
+            loss = 31.0 * max([*r8.controller.lineage.progress.recent][-8:])
+        outcome = r8.update_with_loss(loss)
+        if is_bad:
+            outcomes.append(bool(outcome))
+            assert bool(count) is (suspect in r8.controller.quarantine.counts)
+        if outcome:
+            model.step(lr)
+
+    assert outcomes == [not is_refused]
+
+
 def test_most_losses_of_a_batch_accuse_no_sample_of_it():
     """Where most losses of a batch are not finite, and not all, as with damaged weights and dropout, no sample is to
     blame, even if some of them are in the next such batch, too."""
