@@ -361,7 +361,10 @@ class Engine:
                 # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
                 predicted, is_usual = typical, chunk.sweep >= 0
             verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
-            if verdict is GOOD and controller.quarantine.counts and controller.is_suspect(reading.mean, ticket.indices):
+            quarantine = controller.quarantine
+            is_again = verdict is GOOD and quarantine.counts and quarantine.holds_any(ticket.indices)
+            if is_again and sentry.expects_progress and controller.lineage.progress.would_stand_alone(reading.mean):
+                # Else it would be taken for a hard batch.
                 verdict, memory = Verdict.SPIKE, sentry.present
             # In a trainer that counts batches one that is looked into is left out for good.
             num_lost = len(ticket.indices) if self.pace.is_counted else 0

@@ -93,6 +93,11 @@ class Sentry:
     def __repr__(self) -> str:
         return f"Sentry({self.guard!r}, {self.num_refused} losses refused)"
 
+    @property
+    def expects_progress(self) -> bool:
+        """Whether losses are expected to fall, those of batches of the user's own included."""
+        return self.tests_progress or self.watches_level
+
     def expect_rivals(self) -> bool:
         """From here on expect no progress of the losses, as of networks that train against each other.
 

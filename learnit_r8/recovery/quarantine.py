@@ -59,6 +59,10 @@ class Quarantine:
         """The samples that are suspected, those in most refused batches first."""
         return tuple(sorted(self.counts, key=lambda sample: (-self.counts[sample], sample)))
 
+    def holds_any(self, indices: NDArray[np.int64]) -> bool:
+        """Whether one of these samples, int64[B], was in several refused batches, and in no good one."""
+        return any(self.counts.get(sample, 0) > 1 for sample in indices.tolist())
+
     def refused(self, indices: NDArray[np.int64], accused: Collection[int]) -> None:
         """Note a refused batch.
 

@@ -126,7 +126,7 @@ class RecoveryController:
         self.experiment = ExperimentRun(self.live)
         self.early = FirstSteps(state, self.live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self.live, self.witnesses, self._sentry, self._table)
-        self.is_early = self.watches_gradients = self._sentry.watches_level or self._sentry.tests_progress
+        self.is_early = self.watches_gradients = self._sentry.expects_progress
         self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
@@ -191,14 +191,6 @@ class RecoveryController:
     def is_far(self, loss: float, num_lost: int) -> bool:
         """Whether one of the first losses is so high that its batch is left out."""
         return self.early.suspicion(loss, num_lost) > FAR
-
-    def is_suspect(self, loss: float, samples: NDArray[np.int64]) -> bool:
-        """Whether a batch of samples that were in several refused batches, and in no good one, has a loss so high that
-        it would be taken for a hard batch.
-        """
-        counts, expects = self.quarantine.counts, self._sentry.tests_progress or self._sentry.watches_level
-        is_again = expects and any(counts.get(sample, 0) > 1 for sample in samples.tolist())
-        return is_again and self.lineage.progress.would_stand_alone(loss)
 
     def accepted(
         self, loss: float, ticket: Ticket, scheduled_lr: float, suspicion: float, own_rate: float | None = None
