@@ -37,12 +37,12 @@ NOT_LOWERED = (
     "it, make the optimizer with optax.inject_hyperparams."
 )
 
-NOT_KEPT = (
-    "an earlier ManagedState of this scheduler is used, which keeps the newest one alone: give several networks to one "
+MANAGED_AGAIN = (
+    "ManagedState() was called again for a scheduler, which keeps the newest state alone: give several networks to one "
     "ManagedState, as a tuple."
 )
-_NEWEST: weakref.WeakKeyDictionary[R8Scheduler, weakref.ref[ManagedState]] = weakref.WeakKeyDictionary()
-"""What each scheduler keeps; stages of a training may follow each other, with one each."""
+_KEPT: weakref.WeakSet[R8Scheduler] = weakref.WeakSet()
+"""The schedulers that keep the state of a loop of the user's own."""
 
 
 class ManagedState:
@@ -90,7 +90,9 @@ class ManagedState:
     ) -> None:
         # Those of `train_loop`: where `learnit_r8.loops.loop` keeps the state, and what runs a refused batch again.
         check_scheduler("scheduler", scheduler)
-        _NEWEST[scheduler] = weakref.ref(self)
+        if _place is None and scheduler in _KEPT:
+            scheduler.host.say_once("managed again", MANAGED_AGAIN)
+        _KEPT.add(scheduler)
         self._r8 = scheduler
         self._place: Place = SimpleNamespace(state=state) if _place is None else _place
         self._processes = SharedProcesses(scheduler) if jax.process_count() > 1 else None
@@ -126,8 +128,6 @@ class ManagedState:
             ValueError: the scheduler sets the rate, and no optimizer was made with ``optax.inject_hyperparams``.
         """
         r8, state = self._r8, self._place.state
-        if _NEWEST[r8]() is not self:
-            r8.host.say_once("not kept", NOT_KEPT)
         self._own_rate = None
         self._driven.keep()
         if not r8.host.rates.are_own:

@@ -491,12 +491,3 @@ def test_a_second_stage_with_another_optimizer_gets_no_state_of_the_first():
 
     assert "model restored once" in r8.summary()
     assert np.abs(params["w"] - before["w"]).max() < 0.1
-
-
-def test_networks_that_are_managed_apart_are_not_all_kept():
-    """The newest is: who goes on with an earlier one is told so."""
-    with R8Scheduler(scheduler_mode="keep") as r8:
-        one, two = (r8flax.ManagedState(r8, {"w": jnp.ones(2)}) for _ in range(2))
-        two.for_step()
-        with pytest.warns(RuntimeWarning, match="give several networks to one ManagedState"):
-            one.for_step()
