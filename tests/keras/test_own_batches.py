@@ -1,7 +1,9 @@
 """R8Callback with a scheduler that draws nothing: ``fit`` keeps its data, rates and steps, and is healed."""
 
 import contextlib
+import gc
 import warnings
+import weakref
 
 import pytest
 
@@ -274,6 +276,30 @@ def test_layers_unfrozen_between_fits_get_their_own_weights_back(units, after):
     assert "model restored once" in r8.summary()
     for layer, kernel in zip(layers, before, strict=True):
         assert np.abs(layer.kernel - kernel).max() < 0.2
+
+
+def test_a_model_compiled_again_keeps_the_rate_of_its_new_optimizer():
+    """Though its arrays are like those of the former one, whose backups are there as the next fit begins."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
+    with R8Scheduler(scheduler_mode="keep") as r8:
+        for rate, others in ((0.1, []), (1e-3, [HurtsLayer(model.layers[0], 1)])):
+            model.compile(keras.optimizers.SGD(rate, momentum=0.9), LOSS)
+            model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[R8Callback(r8), *others])
+
+    assert "model restored once" in r8.summary()
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+
+
+def test_nothing_holds_on_to_a_model_that_was_trained():
+    """Neither what knows the state of an earlier ``fit``, nor anything else."""
+    model = classifier()
+    with R8Scheduler(scheduler_mode="keep") as r8:
+        model.fit(X[:64], Y[:64], verbose=0, callbacks=[R8Callback(r8)])
+    left = weakref.ref(model), weakref.ref(r8)
+    del model, r8
+    gc.collect()
+
+    assert [each() for each in left] == [None, None]
 
 
 @pytest.mark.parametrize("is_older", [False, True])
