@@ -203,6 +203,8 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_progress.py -k fall_back", "a model that has lost all it learned trains on"),
     ("recovery/recovery.py", "self._fell_back = is_due and", "self._fell_back = False and",
      "torch/own/test_healing.py -k lost_all", "a model of zeros trains on where losses have hardly fallen"),
+    ("guard/spike.py", "LEAST_SHARE if self.tests_progress else LEAST_OF_OWN", "LEAST_SHARE",
+     "guard/test_level_shift.py -k users_own", "the rise within each pass over data learned by heart is refused"),
     ("guard/spike.py", "progress >= CLEAR_TO_BLOCKS * block_deviation", "False",
      "guard/test_level_shift.py -k blocks_alone", "a raised level is not seen where losses are noisy"),
     ("recovery/experiment.py", "or [each for each in compared if each.is_resumed]", "",

@@ -57,8 +57,10 @@ MOST = 6.25
 """Most standard deviations that a block counts for, so that a single block never raises the alarm."""
 WORTH_OF_A_SPIKE = 0.4
 """Factor by which evidence of a spike is added: both at once are seldom chance."""
-LEAST_SHARE = 0.05
-"""Share of the progress that the first block must have lost."""
+LEAST_SHARE, LEAST_OF_OWN = 0.05, 0.1
+"""Share of the progress that the first block must have lost; the second for batches of the user's own, which no table
+corrects: where they are learned by heart, samples are forgotten until they come again, so that losses rise in each
+pass over the data, and fall as the next one begins."""
 LEAST_LATER = 0.4
 """Part of that share that later blocks must have lost, if that is more than noise: damaged weights recover partly."""
 CUT = 0.97
@@ -485,7 +487,8 @@ class SpikeGuard:
         blocks = UNKNOWN
         cut, mean, block_deviation = cut_figures(ordered)
         if is_clear or progress >= CLEAR_TO_BLOCKS * block_deviation:
-            least = (LEAST_SHARE if is_clear else self.gate) * progress
+            least_share = LEAST_SHARE if self.tests_progress else LEAST_OF_OWN
+            least = (least_share if is_clear else self.gate) * progress
             # With a lower limit, no clipped block could ever exceed `least`.
             blocks = BlockStatistics(max(cut, mean + 2 * least), mean, block_deviation, mean + least)
         thresholds = Thresholds(

@@ -65,6 +65,17 @@ def test_less_than_a_part_of_the_progress(by):
     assert judge_all(lifted(by=by, noise=0.01)) == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("by", "is_raised"), [(0.15, False), (0.6, True)])
+def test_batches_of_the_users_own(by, is_raised, seed):
+    """Of losses that no table corrects, less than a tenth of the progress may rise in each pass over the data."""
+    losses = lifted(by=by, noise=0.1, seed=seed)
+
+    found = judge_all(losses, SpikeGuard(tests_progress=False))
+    assert [verdict for _, verdict in found][:1] == [Verdict.RAISED] * is_raised
+    assert judge_all(losses)[0][1] is Verdict.RAISED
+
+
 def test_a_slow_rise():
     """A slow rise shows in the losses before the block too: it is no level shift."""
     losses = healthy(1500, noise=0.05)
