@@ -303,7 +303,7 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     has_present = model.keep_present()
     if case.rises and has_present and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
-    known = [each for each in case.known if each.can_be_put]
+    known = model.before_swollen([each for each in case.known if each.can_be_put])
     if case.best is not None:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []

@@ -4,8 +4,9 @@ witnesses of its states: noted as they are trained on, trusted once calm losses 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from ..state.tree import (
 )
 from .backups import FAR_GROWN, Backup
 from .policy import RestoreError
+from .progress import EARLY_UPDATES
 
 if TYPE_CHECKING:
     from .persistence import Persistence
@@ -72,6 +74,10 @@ MOST_ON_DISK = 64
 SWOLLEN, SWOLLEN_SHARE = 30.0, 0.1
 """How many times as large arrays are that a huge gradient was added to, and their least share of all. Adam's squares
 stay so for thousands of steps, in which the weights hardly move: no loss shows it."""
+
+LATENT = 1000.0
+"""How many times as large they are in a backup, compared with the one before it, that was taken after the first steps:
+whatever made them so, its weights repeat their loss and are lost with the next steps."""
 
 
 class Saved(NamedTuple):
@@ -253,9 +259,17 @@ class LiveModel:
         get, newest = self.persistence.callbacks.state, self.persistence.backup.newest
         if get is None or newest is None or newest.state is None:
             return False
-        ratios = growth(get(), newest.state).values()
-        is_swollen = sum(ratio > SWOLLEN for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
+        is_swollen = _has_swollen(get(), newest.state, SWOLLEN)
         return bool(self.persistence.agreement.agree("swollen" if is_swollen else ""))
+
+    def before_swollen(self, known: Sequence[Backup]) -> Sequence[Backup]:
+        """The first of some states, oldest first: those before one in which many arrays are far larger at once."""
+        for before, each in itertools.pairwise(known):
+            is_known = before.updates >= EARLY_UPDATES and not (before.state is None or each.state is None)
+            is_swollen = is_known and _has_swollen(each.state, before.state, LATENT)
+            if self.persistence.agreement.agree("swollen" if is_swollen else ""):
+                return known[: known.index(each)]
+        return known
 
     def find_jump(self) -> int | None:
         """Updates of the newest backup from which weights have grown by far to the next state; None if they never have.
@@ -409,6 +423,12 @@ class LiveModel:
     def end(self) -> None:
         """End an experiment: drop the state set aside."""
         self.present, self.current, self.of_trial = None, None, None
+
+
+def _has_swollen(state: Any, backup: Any, factor: float) -> bool:
+    """Whether many arrays of a state are more than so many times as large as in an earlier one."""
+    ratios = growth(state, backup).values()
+    return sum(ratio > factor for ratio in ratios) > SWOLLEN_SHARE * len(ratios)
 
 
 def _growth_of(state: Any, backup: Any, roots: Collection[str] = (), *, least: float) -> Grown | None:

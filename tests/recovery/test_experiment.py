@@ -30,6 +30,9 @@ class FakeLab:
     def is_swollen(self):
         return self.swollen
 
+    def before_swollen(self, known):
+        return known
+
     def damage(self):
         return "" if self.whole else "w"
 

@@ -57,6 +57,20 @@ def test_present_state_comes_back():
     assert not live.put_present()
 
 
+@pytest.mark.parametrize(
+    ("by", "updates", "kept"), [(1e4, 100, [60, 100]), (1e4, 60, [60, 100, 140, 180]), (100, 100, [60, 100, 140, 180])]
+)
+def test_a_backup_whose_moments_are_far_larger_at_once(by, updates, kept):
+    """It and all later ones are no state to go back to, unless moments may have grown so in the first steps."""
+    live, _, _ = live_of(Weights())
+    known = [Backup(step, step, state={"w": np.ones(4), "m": np.full(4, 1e-3)}) for step in (60, 100, 140, 180)]
+    for each in known:
+        each.state["m"] *= by if each.updates > updates else 1.0
+
+    assert [each.updates for each in live.before_swollen(known)] == kept
+    assert live.before_swollen([*known[:1], Backup(100, 100, is_on_disk=True)])[-1].updates == 100
+
+
 @pytest.mark.parametrize("has_nan", [False, True])
 def test_nan_beside_ruined_statistics_is_an_incident(has_nan):
     """Statistics alone are put back without one."""

@@ -482,3 +482,30 @@ def test_a_model_that_has_lost_all_is_healed_where_losses_have_hardly_fallen(at)
     assert "weights tested" not in adapter.summary()
     assert healed < bare + 0.1
     assert healing.summary().count("restored to step") == 1
+
+
+@pytest.mark.filterwarnings("ignore:losses were far too high")
+def test_moments_that_were_damaged_just_before_a_backup():
+    """Adam's moments become 1e6 times as large: the backup that holds them repeats its loss, and is not put back."""
+    model = classifier()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    loader = DataLoader(DIGITS, batch_size=16, shuffle=True)
+    adapter = attach(model, optimizer, loader, num_epochs=20)
+    backups, damaged_at = adapter.scheduler.host.persistence.backup, None
+    for _ in adapter.epochs():
+        for inputs, targets in adapter.batches():
+            loss = cross_entropy(model(inputs), targets)
+            if adapter.report(loss):
+                descend(optimizer, loss)
+            if damaged_at is None and backups.newest.step >= 120:
+                damaged_at = adapter.scheduler.global_step
+                for held in (optimizer.state, backups.newest.state["optimizer"]["state"]):
+                    for each in held.values():
+                        each["exp_avg"] *= 1e6
+                        each["exp_avg_sq"] *= 1e6
+
+    (restored,) = (text for text in adapter.summary().splitlines() if "restored to step" in text)
+    assert int(restored.split("restored to step ")[1].split(",")[0]) < damaged_at
+    assert "model restored once" in adapter.summary()
+    assert "learning rate at most" not in adapter.summary()
+    assert cross_entropy(model(X), Y).item() < 0.27
