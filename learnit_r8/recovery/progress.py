@@ -391,6 +391,13 @@ class Progress(SavedFields):
         last = list(self.reported)[-count:]
         return sum(last) / len(last) if last else math.nan
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the last eight losses, or more, are all above so many before: those at too high a rate are mixed."""
+        losses = [*self.recent]
+        splits = range(FIRST, min(LEVEL, len(losses) - LOOK_EVERY) + 1)
+        return any(min(losses[-count:]) > max(losses[-count - LOOK_EVERY : -count]) for count in splits)
+
     def is_calm(self, updates: int) -> bool:
         """Whether no loss before damage was high, in at least ``CALM`` updates since a restore.
 

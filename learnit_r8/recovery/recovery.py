@@ -593,15 +593,14 @@ class RecoveryController:
             known = self.older(known)
         elif not is_again:
             self._end_search()
+        jumps = {Alarm.RAISED: progress.is_sudden(), Alarm.REGRESS: progress.is_split, Alarm.ABOVE: progress.has_jumped}
         first = progress.first[:FIRST]
         case = Case(
             alarm, level, known, progress.start, spread_of(first),
             # That of the lower ones, as at far too high rates others are wild.
             abs(float(np.quantile(first, 0.25))) if first else 0.0,
             share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
-            is_sudden=alarm not in (Alarm.REGRESS, Alarm.ABOVE, Alarm.RAISED, Alarm.FELL)
-            or (alarm is Alarm.RAISED and progress.is_sudden())
-            or (alarm is Alarm.ABOVE and progress.has_jumped),
+            is_sudden=alarm is not Alarm.FELL and jumps.get(alarm, True),
             is_exact=self.experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
         steps = investigate(case, self.live)

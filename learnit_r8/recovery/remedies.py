@@ -227,7 +227,7 @@ class Remedies:
         lineage.note_restore(is_sudden=is_sudden)
         is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
         # Where no trained state is better than the untrained one, no update at this rate was any good.
-        is_rate = alarm is Alarm.REGRESS or (alarm is Alarm.ABOVE and not backup.updates)
+        is_rate = (alarm is Alarm.REGRESS and not is_sudden) or (alarm is Alarm.ABOVE and not backup.updates)
         # A sample of NaN damages healthy weights in each epoch again where its step is taken before its loss is
         # reported, or where the loss does not show it. Another one may follow the first at once; at a rate that is too
         # high from the start no state is old.

@@ -122,6 +122,16 @@ def test_wild_losses():
     assert [after([2.0] * 80).stands_still(is_known=known) for known in (False, True)] == [False, True]
 
 
+@pytest.mark.parametrize("count", [7, 8, 32])
+def test_split_losses(count):
+    """Losses are split where eight or more of the last ones are above all sixteen before them."""
+    usual, high = [0.3, 0.5] * 16, [0.7, 1.5] * 16
+
+    assert after(usual + high[:count]).is_split == (count >= 8)
+    assert not after([*usual, *high[: count - 1], 0.4]).is_split
+    assert not after(high[:count]).is_split
+
+
 def test_sudden_rise():
     """A rise within one step is sudden; one over fifty steps is not."""
     jump = after([1.0] * 40 + [5.0] * 4)

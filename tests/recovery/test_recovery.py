@@ -71,6 +71,32 @@ def test_two_bad_batches_ask_for_a_probe():
     assert (run.r8.global_step, run.r8.phase) == (511, "finished")
 
 
+@RESTORED
+@pytest.mark.parametrize(("is_mixed", "num_lowered"), [(False, 0), (True, 1)])
+def test_a_fall_back_in_the_first_steps(is_mixed, num_lowered):
+    """Losses that are all high from one step on are those of weights that were hurt; the rate stays as it is.
+
+    At a rate that is too high good losses and bad ones are mixed: it is lowered.
+    """
+    model, heard = Weights(), record_events()
+    r8 = make(
+        1024, batch_size=32, num_steps=320, backup_every=20, listeners=[heard], state_callback=model.get,
+        load_callback=model.load,
+    )  # fmt: skip
+    noise = np.random.default_rng(0).standard_normal(2000)
+    updates = 0
+    for number, _ in enumerate(steps(r8)):
+        if number == 96:
+            model.values = np.ones(2)
+        is_high = model.values[0] and (number % 4 or not is_mixed)
+        loss = (3.0 if is_high else 0.3 + 2 * np.exp(-updates / 30)) * np.exp(0.1 * noise[number])
+        updates += bool(r8.update_with_loss(float(loss)))
+
+    assert (len(heard.of(events.RolledBack)), len(heard.of(events.LrCapped))) == (1, num_lowered)
+    assert heard.of(events.Probed)[0].reason == "regress"
+    assert not model.values.any()
+
+
 def test_a_probe_whose_gradient_is_not_finite_shows_damage():
     """What counts is whether the weights are sound: a norm that is not finite says so whatever the loss is."""
     run = Toy().run(until=99)
