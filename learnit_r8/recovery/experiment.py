@@ -67,7 +67,8 @@ class Alarm(enum.Enum):
     losses that stay higher. FELL: losses that are back at those of the untrained model. EARLY: a high loss among the
     first. REGRESS: much of the progress of the first steps was lost. ABOVE: losses far above those of the untrained
     model. END: unusual losses as the run ends. WILD: the losses of the first steps make no progress. EXPLODED: one loss
-    far above the others and the untrained model's. FIRST: one of the first batches may have been bad.
+    far above the others and the untrained model's. FIRST: one of the first batches may have been bad. CHANGED: weights
+    have become 0, or far larger than all were, at once.
     """
 
     NOT_FINITE = "not finite"
@@ -81,10 +82,11 @@ class Alarm(enum.Enum):
     WILD = "wild"
     EXPLODED = "exploded"
     FIRST = "first batches"
+    CHANGED = "changed at once"
 
 
 NUM_REFERENCES, MOST_REFERENCES = (
-    {Alarm.RAISED: 4, Alarm.FELL: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.SPIKE: 2, Alarm.END: 2},
+    {Alarm.RAISED: 4, Alarm.FELL: 4, Alarm.REGRESS: 4, Alarm.ABOVE: 4, Alarm.CHANGED: 4, Alarm.SPIKE: 2, Alarm.END: 2},
     6,
 )
 """Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage; and how
@@ -167,6 +169,9 @@ class Case:
         best = self.best
         # Without those whose record was forgotten, as losses mean something else since, or that of a bad batch.
         compared = [each for each in reversed(self.known) if math.isfinite(self.record(each)) and each.is_typical]
+        if self.alarm is Alarm.CHANGED:
+            # Its weights are those from before the change.
+            return compared
         if best is None:
             # Any weights that were trained at all are better than those of the start: these tell only if nothing does.
             # A resumed run that cannot know them has the state that it went on from.
@@ -181,6 +186,9 @@ class Case:
         """How far above its record the loss of a witness may be; ``is_own``: with the weights of its own backup."""
         is_first = not backup.updates
         spread = self.first_spread if math.isnan(backup.level) else backup.spread
+        if self.alarm is Alarm.CHANGED and not is_own:
+            # The change itself is known: all that is asked is whether it has made anything worse.
+            return spread
         progress = self.start - backup.usual
         most = max(SPREADS * spread, SHARE_OF_PROGRESS * progress if progress > 0 else 0.0)
         if is_first:
@@ -285,6 +293,11 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     """Make the experiment; see the module."""
     if case.alarm is Alarm.ABOVE and case.is_exact and not case.known[0].updates:
         return (yield from _compare_with_untrained(case, model))
+    if case.alarm is Alarm.CHANGED and (case.is_sudden or model.find_jump() is not None):
+        # Losses have risen with it, or no update makes numbers so large: the end of a run leaves no batches for a test.
+        newest = next((each for each in reversed(case.known) if each.can_be_put), None)
+        if newest is not None and model.put(newest):
+            return Finding("restored", "the weights were damaged", newest)
     is_whole = False if case.is_again else model.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.
     is_blind = is_whole is None and case.alarm in (Alarm.NOT_FINITE, Alarm.SPIKE)

@@ -163,8 +163,24 @@ class LiveModel:
         return self.persistence.agreement.agree(found) if is_shared else found
 
     def look(self) -> str:
-        """As `damage`, of which listeners are told, and running statistics that a batch has ruined count."""
-        return self.persistence.backup_timer.told(self.damage())
+        """As `damage`, of which listeners are told, and ruined running statistics and changed weights count."""
+        timer, get, found = self.persistence.backup_timer, self.persistence.callbacks.state, ""
+        if damage := timer.told(self.damage()):
+            return damage
+        with contextlib.suppress(Exception):
+            found = "" if get is None else timer.stray_in(sums_of(get()))
+        return found
+
+    def put_part(self, array: str) -> bool:
+        """Put back running statistics, or a single weight, if that is what a look has found in an array."""
+        timer = self.persistence.backup_timer
+        if array in timer.variances.ruined:
+            self.put_statistics()
+        elif timer.stray is not None and timer.stray.key == array:
+            self.put_single(timer.stray)
+        else:
+            return False
+        return True
 
     def put_statistics(self) -> None:
         """Put running statistics back that a batch has ruined, or warn of them where that cannot be done."""

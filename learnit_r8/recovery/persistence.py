@@ -25,6 +25,7 @@ from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointSt
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
 from .backups import FAR_GROWN, Backup, RamBackup, RunningVariances
+from .progress import EARLY_UPDATES
 
 DEFAULT_FOLDER = "checkpoints"
 
@@ -49,6 +50,16 @@ DOUBLING_SECONDS, TIME_SHARE = 0.1, 0.01
 
 BEYOND = 3.0
 """How many times as large as all others before weights may be beside one that was written into."""
+
+FAR_CHANGED, FEW_CHANGED, NEAR_ZERO = 30.0, 0.01, 0.1
+"""How many times as large as at the last look, and larger than all others, an array of weights has become at once, and
+the share of its numbers that are so at least; or to what share of its largest number it has fallen, as arrays of zeros
+are trained on. No updates do either after the first ones."""
+
+CHANGED = (
+    "step {:,}: the largest number of {!r} is {:.3g}, and was {:.3g} at step {:,}: unless that is intended, a stray "
+    "write or a fault of the memory has changed it. If nothing is restored, restore_backup() goes back."
+)
 
 IS_WEIGHT = re.compile(r"(?!.*opt)(model|(.*\.)?params)\.").match
 """Whether a dotted key of a state is that of a weight, as adapters name them, and no number of an optimizer's."""
@@ -87,6 +98,7 @@ class BackupTimer:
         peaks: The largest number in each array of weights at the last look.
         stray: What `stray_in` has found.
         singles: The arrays in which a single weight was put back.
+        changed: What `_changed_in` has found, until it is tested.
     """
 
     def __init__(
@@ -106,6 +118,7 @@ class BackupTimer:
         self.peaks: dict[str, float] = {}
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
+        self.changed = ""
         self.is_due = self.is_look_due = False
         self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
@@ -282,8 +295,25 @@ class BackupTimer:
         ):
             self.stray = found
             return found.key
-        self.peaks = peaks
-        return ""
+        before, self.peaks = self.peaks, peaks
+        return self._changed_in(weights, peaks, before)
+
+    def _changed_in(self, weights: Mapping[str, Any], peaks: Mapping[str, float], before: Mapping[str, float]) -> str:
+        """The name of a matrix of weights that has become next to 0 after the first steps, or of weights far beyond
+        all were; "" if there is none. It is told, as losses need not show it, and it may be meant.
+        """
+        newest, grown = self.backup.newest, tree.outgrown(weights, peaks, before, least=FAR_CHANGED)
+        if newest is None or newest.updates < EARLY_UPDATES or self._agreement.ranks is not None:
+            return ""
+        fallen = (each for each, peak in peaks.items() if peak < NEAR_ZERO * before.get(each, 0.0))
+        key = next(filter(lambda each: is_matrix(weights[each]), fallen), "")
+        if not key and grown is not None and grown.num >= max(2, FEW_CHANGED * grown.size):
+            key = grown.key
+        if key:
+            text = CHANGED.format(self._announcer.where()[0], key, abs(peaks[key]), before[key], newest.step)
+            self._announcer.warn_once(f"changed {key}", text)
+        self.changed = key
+        return key
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.
@@ -298,6 +328,11 @@ class BackupTimer:
                 f"{name!r} in the model's state is not finite again and again, whatever is done; it is no longer "
                 "checked. If it is meant to hold NaN or infinities, leave it out of the state.",
             )
+
+
+def is_matrix(array: Any) -> bool:
+    """Whether an array is large, and not that of a bias or a scale, which may be set to 0."""
+    return len(array.shape) > 1 and math.prod(array.shape) >= tree.LEAST_SIZE
 
 
 class Persistence:

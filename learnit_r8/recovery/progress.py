@@ -259,6 +259,11 @@ class Progress(SavedFields):
         return last > max(usual + max(chance, LEAST_LEARNED * (self.untrained - usual)), *earlier[-LEVEL:])
 
     @property
+    def is_high(self) -> bool:
+        """Whether the last two losses, or the last few, are clearly above those before: enough as a run ends."""
+        return len(self.recent) >= LOOK_EVERY + 2 and (self.ends_high or self.has_risen_late)
+
+    @property
     def is_flat(self) -> bool:
         """Whether the last losses are hardly lower than those before them."""
         before = list(self.recent)[-2 * LEVEL : -LEVEL]

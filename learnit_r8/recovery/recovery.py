@@ -459,11 +459,7 @@ class RecoveryController:
         """
         self.begin_call(step, lr)
         timer = self._persistence.backup_timer
-        if array in timer.variances.ruined:
-            self.live.put_statistics()
-            return
-        if timer.stray is not None and timer.stray.key == array:
-            self.live.put_single(timer.stray)
+        if self.live.put_part(array):
             return
         timer.note_done(step)
         if not self.live.can_restore:
@@ -472,6 +468,10 @@ class RecoveryController:
                 f"{array!r} in the model's state is not finite at step {step}; no backup is taken while that is so. If "
                 "that is intended, leave it out of the state.",
             )
+        elif timer.changed == array:
+            timer.changed = ""
+            if self._sentry.expects_progress and self.watches_fall and not self.is_open:
+                self._experiment_on(Alarm.CHANGED, self.lineage.progress.rise(LOOK_EVERY))
         elif not self.experiment.is_open:
             # After a clean check it is another fault, unless the state that was put back is still on proof.
             last, self._damaged_step = self._damaged_step, step
@@ -557,10 +557,8 @@ class RecoveryController:
         progress = self.lineage.progress
         can_probe = (may_probe and self.experiment.can_probe) or callbacks.repeat is not None
         # Batches of one's own may have changed: those of R8 come in no order.
-        can_look = can_probe and can_restore and self._sentry.tests_progress
-        if not can_look or len(progress.recent) < LOOK_EVERY + 2:
-            return False
-        if self._refusals.in_a_row or progress.ends_high or progress.has_risen_late:
+        can_look = can_probe and can_restore and self._sentry.tests_progress and len(progress.recent) >= LOOK_EVERY + 2
+        if can_look and (self._refusals.in_a_row or progress.is_high):
             self._experiment_on(Alarm.END, max([*progress.recent][-2:]))
         return self.experiment.is_open
 
@@ -593,14 +591,17 @@ class RecoveryController:
             known = self.older(known)
         elif not is_again:
             self._end_search()
-        jumps = {Alarm.RAISED: progress.is_sudden(), Alarm.REGRESS: progress.is_split, Alarm.ABOVE: progress.has_jumped}
+        is_sudden = {
+            Alarm.RAISED: progress.is_sudden(), Alarm.REGRESS: progress.is_split, Alarm.ABOVE: progress.has_jumped,
+            Alarm.FELL: False, Alarm.CHANGED: progress.is_high,
+        }.get(alarm, True)  # fmt: skip
         first = progress.first[:FIRST]
         case = Case(
             alarm, level, known, progress.start, spread_of(first),
             # That of the lower ones, as at far too high rates others are wild.
             abs(float(np.quantile(first, 0.25))) if first else 0.0,
             share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
-            is_sudden=alarm is not Alarm.FELL and jumps.get(alarm, True),
+            is_sudden=is_sudden,
             is_exact=self.experiment.can_probe or bool(held), is_again=is_again,
         )  # fmt: skip
         steps = investigate(case, self.live)

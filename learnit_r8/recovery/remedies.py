@@ -40,6 +40,7 @@ _REASONS = {
     Alarm.ABOVE: "losses rose far above those of the untrained model",
     Alarm.END: "the last losses were unusual",
     Alarm.FIRST: "the first steps went wrong",
+    Alarm.CHANGED: "weights changed at once",
 }
 
 

@@ -449,7 +449,7 @@ def test_weights_that_grow_at_a_high_rate_are_no_stray_write():
     assert not adapter.scheduler.controller.live.persistence.backup_timer.singles
 
 
-@pytest.mark.filterwarnings("ignore:losses rose to those", "ignore:.*an update was probably too large")
+@pytest.mark.filterwarnings("ignore:weights changed at once", "ignore:.*the largest number of")
 @pytest.mark.parametrize("at", [120, 175])
 def test_a_model_that_has_lost_all_is_healed_where_losses_have_hardly_fallen(at):
     """Labels of which half are random: all weights become 0, and losses are those of a model that was never trained."""
@@ -509,3 +509,55 @@ def test_moments_that_were_damaged_just_before_a_backup():
     assert "model restored once" in adapter.summary()
     assert "learning rate at most" not in adapter.summary()
     assert cross_entropy(model(X), Y).item() < 0.27
+
+
+@pytest.mark.filterwarnings("ignore:weights changed at once", "ignore:.*the largest number of", "ignore:losses rose")
+@pytest.mark.parametrize("factor", [0.0, 100.0])
+@pytest.mark.parametrize("at", [140, 205])
+def test_weights_that_change_at_once_late_in_a_run(factor, at):
+    """A last layer of zeros, or a hundred times as large, leaves losses below those of the untrained model."""
+
+    def train(*, at=None, with_r8=True):
+        model = classifier()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        loader = DataLoader(DIGITS, batch_size=16, shuffle=True)
+        adapter = attach(model, optimizer, loader, num_epochs=16) if with_r8 else None
+        step = 0
+        for _ in range(16) if adapter is None else adapter.epochs():
+            for inputs, targets in loader if adapter is None else adapter.batches():
+                loss = cross_entropy(model(inputs), targets)
+                if adapter is None or adapter.report(loss):
+                    descend(optimizer, loss)
+                step += 1
+                if step == at:
+                    model[-1].weight.data.mul_(factor)
+        if adapter is not None:
+            adapter.close()
+        return cross_entropy(model(X), Y).item(), model[-1].weight.abs().max().item(), adapter
+
+    bare, largest, _ = train(with_r8=False)
+    healed, healed_largest, adapter = train(at=at)
+
+    assert train()[0] == bare
+    assert healed < 1.5 * bare
+    assert 0.5 * largest < healed_largest < 2 * largest
+    assert "model restored once" in adapter.summary()
+    assert "losses refused: 0" in adapter.summary()
+
+
+@pytest.mark.parametrize("at", [6, 60])
+def test_weights_changed_in_the_first_steps(at):
+    """Whoever starts a layer anew then means it, and nothing is said."""
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    adapter = attach(model, optimizer, DataLoader(DIGITS, batch_size=16), num_epochs=6)
+    for _ in adapter.epochs():
+        for inputs, targets in adapter.batches():
+            if adapter.scheduler.global_step == at:
+                model[-1].weight.data.mul_(0.01)
+            loss = cross_entropy(model(inputs), targets)
+            if adapter.report(loss):
+                descend(optimizer, loss)
+
+    assert "weights tested" not in adapter.summary()
+    assert "restored" not in adapter.summary()
