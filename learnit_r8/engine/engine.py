@@ -360,20 +360,9 @@ class Engine:
             if reading.part_size != EXACT and expected < typical:
                 # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
                 predicted, is_usual = typical, chunk.sweep >= 0
-            verdict, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
-            quarantine = controller.quarantine
-            is_again = verdict is GOOD and quarantine.counts and quarantine.holds_any(ticket.indices)
-            if is_again and sentry.expects_progress and controller.lineage.progress.would_stand_alone(reading.mean):
-                # Else it would be taken for a hard batch.
-                verdict, memory = Verdict.SPIKE, sentry.present
-            # In a trainer that counts batches one that is looked into is left out for good.
-            num_lost = len(ticket.indices) if self.pace.is_counted else 0
-            is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
-            is_judged = is_first and verdict is GOOD
-            is_early = is_judged and controller.is_suspicious(reading.mean, num_lost, len(ticket.indices))
-            # A batch that comes again was looked into the first time.
-            if is_early and (state == OPEN or controller.is_far(reading.mean, num_lost)):
-                verdict, memory = Verdict.EARLY, sentry.present
+            found, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
+            verdict = self._doubt(ticket, reading.mean, found)
+            memory = sentry.present if verdict is not found else memory
         suspicion = math.nan
         if controller.lineage.updates & LOOK_MASK == LOOK_MASK or self.announcer.is_heard:
             suspicion = sentry.guard.suspicion(memory.losses)
@@ -387,6 +376,25 @@ class Engine:
         )
         after = rates.scheduled(self.pace.progress_at(step + 1))
         return Judged(step, before, state, reading, expected, verdict, memory, after, suspicion, is_plain)
+
+    def _doubt(self, ticket: Ticket, loss: float, verdict: Verdict) -> Verdict:
+        """What becomes of the verdict by what recovery knows of samples, of the first steps and of high losses."""
+        controller, sentry = self.controller, self.sentry
+        quarantine, progress = controller.quarantine, controller.lineage.progress
+        is_again = verdict is GOOD and quarantine.counts and quarantine.holds_any(ticket.indices)
+        if is_again and sentry.expects_progress and progress.would_stand_alone(loss):
+            # Else it would be taken for a hard batch.
+            return Verdict.SPIKE
+        if verdict is Verdict.SPIKE and controller.is_of_a_kind(loss, ticket.indices):
+            return GOOD
+        if verdict is not GOOD or not controller.is_early or controller.lineage.updates > EARLY_UPDATES:
+            return verdict
+        # In a trainer that counts batches one that is looked into is left out for good.
+        num_lost = len(ticket.indices) if self.pace.is_counted else 0
+        is_early = controller.is_suspicious(loss, num_lost, len(ticket.indices))
+        # A batch that comes again was looked into the first time.
+        is_new = is_early and (ticket.chunk.states[ticket.slot] == OPEN or controller.is_far(loss, num_lost))
+        return Verdict.EARLY if is_new and not controller.is_of_a_kind(loss, ticket.indices) else GOOD
 
     def _check_out(self, ticket: Ticket) -> None:
         """Raise RuntimeError for a ticket that is not out, or that the load callback reports."""

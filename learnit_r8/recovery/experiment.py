@@ -56,6 +56,13 @@ CHANCE = 1e-4
 MOST_REPEATS, MOST_STAND_INS = 64, 3
 """Most draws of one witness; and of other batches that stand for it, of which each takes four that are not finite."""
 
+MOST_UNTRAINED, SHARE_OF_GAIN = 10.0, 0.75
+"""Times the level that the run began with, or the present one, beyond which one of the last batches may be bad and
+tells nothing; and the share of the rise that must be gone there with a state for that to be put back."""
+
+MOST_OF_LEVEL = 3.0
+"""Times the level of the last losses beyond which the loss of an old batch tells of other data, not of damage."""
+
 MOST_COMPARED = 3
 """Witnesses of trained states on which weights are compared with the untrained ones, beside the first."""
 
@@ -118,6 +125,8 @@ class Case:
         best: For REGRESS, the backup whose progress was lost.
         is_again: Whether numbers of the state are not finite again since they were mended, without a refused batch: the
             cause is in the weights.
+        may_drift: Whether the data may be others by now, as batches of the user's own come in any order.
+        latest: The last batches with their losses, if they were kept.
         is_exact: Whether witnesses are drawn; else the median loss of some other batches stands for a probe.
         of_present: The losses of those witnesses that were drawn with the present weights.
         of_untrained: Of those that were drawn with the untrained weights.
@@ -133,6 +142,8 @@ class Case:
     is_sudden: bool = True
     rises: bool = False
     best: Backup | None = None
+    may_drift: bool = False
+    latest: Sequence[Backup] = ()
     is_exact: bool = True
     is_again: bool = False
     of_present: dict[Backup, float] = field(default_factory=dict)
@@ -143,9 +154,18 @@ class Case:
         for backup, loss in self.of_present.items():
             # Where a loss is not finite, its batch may be to blame.
             is_known = math.isfinite(loss) or math.isfinite(backup.replayed)
+            # Of weights that have followed the data, only the old batches are worse.
+            is_known &= not (self.may_drift and MOST_OF_LEVEL * self.level < loss < math.inf)
             if is_known and not loss <= self.record(backup) + self.tolerance(backup):
                 return backup
         return None
+
+    @property
+    def typical_latest(self) -> list[Backup]:
+        """The last batches that are not far worse than all that is usual, where the data may be others by now."""
+        # The start is not known once losses have meant something else.
+        most = MOST_UNTRAINED * float(np.fmax(self.start, self.level))
+        return [each for each in self.latest if self.may_drift and each.record <= most]
 
     def rise_of_present(self, backup: Backup) -> float:
         """How far the present weights are above the record of a witness; -inf where that is not known."""
@@ -337,7 +357,9 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     if newest is None and tested:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
-    is_better = newest is None or case.alarm is not Alarm.FELL or (yield from _is_better_now(case, model, newest))
+    may_drift = case.alarm is Alarm.FELL or (case.may_drift and case.alarm is not Alarm.NOT_FINITE)
+    is_sure = jumped_from is not None or not (may_drift and has_present)
+    is_better = newest is None or is_sure or (yield from _is_better_now(case, model, newest))
     if not is_better and model.put_present():
         return Finding("level", OTHER_DATA, None, tested)
     if newest is not None and not newest.updates and not has_present:
@@ -418,7 +440,13 @@ def _is_better_now(case: Case, model: LiveModel, state: Backup) -> Generator[Bac
     """Whether a state is better on a batch of the time of the alarm than the weights of that time, or than the present
     ones, as it is unless data have changed: then its batches have forgotten classes, or those of another season.
     """
-    later = case.known[-1]
+    latest, later = case.typical_latest, case.known[-1]
+    if case.is_exact and latest:
+        gain = rise = 0.0
+        for each in latest:
+            gain += each.record - (yield from _draw(case, each, functools.partial(model.put, state)))
+            rise += each.record - state.usual
+        return gain > SHARE_OF_GAIN * rise
     if not (case.is_exact and later.updates > state.updates and later.is_typical and math.isfinite(later.record)):
         return True
     loss = yield from _draw(case, later, functools.partial(model.put, state))

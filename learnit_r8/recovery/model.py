@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import operator
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,6 +79,10 @@ stay so for thousands of steps, in which the weights hardly move: no loss shows 
 LATENT = 1000.0
 """How many times as large they are in a backup, compared with the one before it, that was taken after the first steps:
 whatever made them so, its weights repeat their loss and are lost with the next steps."""
+
+
+NUM_LATEST = 4
+"""The last batches on which an earlier state must be better, too."""
 
 
 class Saved(NamedTuple):
@@ -502,12 +507,14 @@ class Witnesses:
     Attributes:
         waiting: The newest checkpoint while its witness is not complete; None otherwise.
         calm_run: Calm losses in a row.
+        last: The last batches that were reported, and their finite losses.
     """
 
     def __init__(self, persistence: Persistence, trust_steps: int) -> None:
         self._persistence, self._backup, self._trust_steps = persistence, persistence.backup, trust_steps
         self.forget_checkpoints()
         self.calm_run = 0
+        self.last: deque[tuple[Ticket, float]] = deque(maxlen=NUM_LATEST)
 
     def forget_checkpoints(self) -> None:
         """Forget what is known of checkpoints, as losses mean something else from here on."""
@@ -519,6 +526,11 @@ class Witnesses:
         """The state that the run began with; None if it is not stored."""
         backups = self._backup.backups
         return backups[0] if backups and not backups[0].updates else None
+
+    def latest(self) -> list[Backup]:
+        """The last batches with their losses, if they were kept; their states are not."""
+        items = [(ticket.chunk.witness_of(ticket.indices), loss) for ticket, loss in self.last]
+        return [Backup(0, 0, witness=[item], losses=[loss]) for item, loss in items if item is not None]
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""

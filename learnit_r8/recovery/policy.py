@@ -9,6 +9,11 @@ from .._validation import check_share, whole_number
 DEAD_EVERY = 5
 """Updates between two looks at the gradient; a number that a cycle of batches seldom has."""
 
+NOTHING_TO_RESTORE = (
+    "a loss was refused, and there is nothing to restore the model from if its weights are damaged. Pass load_callback "
+    "with state_callback, or call update_cpu_backup()."
+)
+
 
 class TrainingDiverged(RuntimeError):
     """Losses are still refused after recovery has tried everything; the message says what was found, and where."""

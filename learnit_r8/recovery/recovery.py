@@ -30,7 +30,7 @@ from .backups import Backup, median_of, spread_of
 from .early import FAR, FirstSteps, far_from
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
-from .policy import Recovery, TrainingDiverged
+from .policy import NOTHING_TO_RESTORE, Recovery, TrainingDiverged
 from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK, START_UPDATES
 from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
@@ -53,17 +53,6 @@ MANY_TRANSIENT = 3
 
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
-
-SOON = 16
-"""If trouble comes back within this many updates, trying states one by one costs little."""
-
-ONE_BY_ONE = 8
-"""States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
-
-NOTHING_TO_RESTORE = (
-    "a loss was refused, and there is nothing to restore the model from if its weights are damaged. Pass load_callback "
-    "with state_callback, or call update_cpu_backup()."
-)
 
 
 class RecoveryController:
@@ -179,6 +168,16 @@ class RecoveryController:
         """Whether a batch is tested whose loss explodes: where the batches are the user's, and R8 takes the steps."""
         return self._sentry.watches_level and self.norms.is_used and self._persistence.agreement.ranks is None
 
+    def is_of_a_kind(self, loss: float, samples: NDArray[np.int64]) -> bool:
+        """Whether a high loss is learned from, as those of a kind of batches that was refused in vain."""
+        progress, step = self.lineage.progress, self._announcer.where()[0]
+        is_known = self._incidents.is_of_a_kind(loss, [*progress.recent], progress.start, step)
+        return (
+            is_known
+            and self._sentry.watches_level
+            and not (self.experiment.is_open or self.quarantine.holds_any(samples))
+        )
+
     def is_suspicious(self, loss: float, num_lost: int, num_samples: int) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""
         if self._sentry.watches_level:
@@ -210,6 +209,7 @@ class RecoveryController:
         state.num_equal = state.num_equal + 1 if recent and recent[-1] == loss else 0
         recent.append(loss)
         progress.reported.append(loss)
+        witnesses.last.append((ticket, loss))
         lineage.rates.append(ticket.lr)
         lineage.updates += 1
         # A batch that was taken for a hard one may be bad.
@@ -350,7 +350,8 @@ class RecoveryController:
         )  # fmt: skip
         is_lasting, self._is_lasting = incident.is_lasting or self._is_lasting, False
         cause = incident.cause or found.get("text", "")
-        incident = replace(incident, num_refused=incident.num_refused + 1, is_lasting=is_lasting, cause=cause)
+        first, count = (incident.loss if incident.num_refused else loss), incident.num_refused + 1
+        incident = replace(incident, num_refused=count, is_lasting=is_lasting, cause=cause, loss=first)
         self._incidents.current = incident
         # Else a bad sample may have damaged the weights itself, by its step.
         if not (is_finite or (is_undone and self.live.damage())):
@@ -358,6 +359,7 @@ class RecoveryController:
         self._most_steady, self._last_refused, self._damaged_step = most_steady, ticket.indices, None
         if is_finite and math.isfinite(loss):
             progress.reported.append(loss)
+            self.witnesses.last.append((ticket, loss))
         # Where the weights have proved healthy time and again, a spike is left out as NaN is: the next loss tells.
         shows_damage = is_finite and not (alarm is Alarm.SPIKE and self.lineage.is_looping(step))
         self._refusals.refused(is_finite=shows_damage, step=step)
@@ -588,7 +590,7 @@ class RecoveryController:
         is_rate = self.limit.is_share and alarm is Alarm.SPIKE and not lineage.since
         comes_back = lineage.comes_back(is_sudden=alarm is not Alarm.RAISED) and not is_rate
         if comes_back or (is_again and lineage.is_proving):
-            known = self.older(known)
+            known = lineage.older(known)
         elif not is_again:
             self._end_search()
         is_sudden = {
@@ -603,6 +605,7 @@ class RecoveryController:
             share=self._refusals.share_of(lineage.updates), rises=lineage.rises_again, best=best,
             is_sudden=is_sudden,
             is_exact=self.experiment.can_probe or bool(held), is_again=is_again,
+            may_drift=self._sentry.watches_level, latest=self.witnesses.latest(),
         )  # fmt: skip
         steps = investigate(case, self.live)
         steps = self.early.with_first(case, steps) if alarm in (Alarm.EARLY, Alarm.FIRST) else steps
@@ -627,15 +630,6 @@ class RecoveryController:
             self.live.begin()
             low = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
             self._run(Case(Alarm.EXPLODED), draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
-
-    def older(self, known: list[Backup]) -> list[Backup]:
-        """The states before the one that was put back last, ever fewer the more often it took long to come back."""
-        lineage, known = self.lineage, [each for each in known if each.can_be_put]
-        older = [each for each in known if each.updates < lineage.since] or known[:1]
-        is_soon = lineage.since_restore < SOON
-        skipped = 0 if is_soon else 2 ** max(0, lineage.num_older - ONE_BY_ONE) - 1
-        lineage.num_older = max(1, lineage.num_older + (not is_soon))
-        return older[: max(1, len(older) - skipped)]
 
     def _end_search(self) -> None:
         """End the search for an older state, as the same trouble did not come back: from here on it may be the rate."""

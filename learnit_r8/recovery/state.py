@@ -58,6 +58,12 @@ WITHHELD = (
 LOOPING, LOOP_STEPS = 3, 100
 """So many experiments that found healthy weights within so many steps: the loss alarms without them."""
 
+SOON = 16
+"""If trouble comes back within this many updates, trying states one by one costs little."""
+
+ONE_BY_ONE = 8
+"""States tried one by one where trouble takes longer to come back; each further one is twice as far back."""
+
 LEAST_BAD, MOST_BAD = 2, 32
 """Losses in a row that are not finite and are looked into; doubled within these bounds whenever the weights prove
 healthy."""
@@ -68,6 +74,16 @@ BROKEN = 50
 MANY_HIGH, RARELY_HIGH = 8, 0.004
 """Batches left out for their high losses alone, and their share of the steps, from which they are probably a kind of
 their own, as those of another task."""
+
+HIGH = Verdict.SPIKE.value, Verdict.EARLY.value
+
+LEAST_HIGH, FAR_HIGH, NUM_LOW, LOW = 3, 10.0, 2, 0.5
+"""Batches of the user's own that are left out so before others of that kind are learned from; times the highest of
+their losses up to which one is of it; and of so many losses before it one must be below this share of it."""
+
+CONFIDENT, FAR_FROM_START = 30.0, 100.0
+"""A loss that a classifier has for a sample that it is sure of wrongly, which takes it for one in 1e13; and times the
+level of the start, whichever is more: beyond that a batch is bad, and not rare."""
 
 ALWAYS_LEFT_OUT = (
     "{} batches were left out for their high losses, the last at step {:,}, and the weights were healthy each time. If "
@@ -300,6 +316,15 @@ class Lineage(SavedFields):
         is_same = abs(self.updates - self.failed_at) <= near and self.since_restore >= LEAST_FUSE
         return self.is_proving and (is_same or self.num_restores > MOST_RESTORES)
 
+    def older(self, known: list[Backup]) -> list[Backup]:
+        """The states before the one that was put back last, ever fewer the more often it took long to come back."""
+        known = [each for each in known if each.can_be_put]
+        older = [each for each in known if each.updates < self.since] or known[:1]
+        is_soon = self.since_restore < SOON
+        skipped = 0 if is_soon else 2 ** max(0, self.num_older - ONE_BY_ONE) - 1
+        self.num_older = max(1, self.num_older + (not is_soon))
+        return older[: max(1, len(older) - skipped)]
+
     def is_looping(self, step: int) -> bool:
         """Whether the weights have proved healthy time and again, so that one high loss is that of its batch."""
         return len(self.healthy_at) == LOOPING and step - self.healthy_at[0] <= LOOP_STEPS
@@ -454,6 +479,7 @@ class IncidentLog(SavedFields):
         kinds: How many incidents of each kind have ended in which a loss was refused or the model restored, and what
             was found in the last one.
         num_high: Batches refused for their high losses alone, where no state was put back.
+        highest: The highest of these losses.
     """
 
     announcer: Announcer = field(metadata=NOT_SAVED)
@@ -464,6 +490,23 @@ class IncidentLog(SavedFields):
     num_withheld: int = 0
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict, metadata=NOT_SAVED)
     num_high: int = 0
+    highest: float = 0.0
+
+    def is_of_a_kind(self, loss: float, last: Sequence[float], start: float, step: int) -> bool:
+        """Whether a high loss is that of a batch of a kind of their own, as of a rare class, and no sign of damage.
+
+        Some such were refused while the weights were healthy, more often than one bad sample comes; it is not far above
+        them, nor absurd, and not all of the last losses are high.
+
+        Args:
+            loss: The loss.
+            last: The last ones that were learned from.
+            start: The level that the run began with.
+            step: Steps reported.
+        """
+        is_kind = self.num_high >= max(LEAST_HIGH, RARELY_HIGH * step) and loss <= FAR_HIGH * self.highest
+        is_absurd = not loss <= max(CONFIDENT, FAR_FROM_START * start)
+        return is_kind and not is_absurd and min(last[-NUM_LOW:], default=math.inf) < LOW * loss
 
     def open(self, step: int, reason: str, kind: str = "") -> Incident:
         """The incident under way, or a new one."""
@@ -501,8 +544,9 @@ class IncidentLog(SavedFields):
                 kind = incident.kind or incident.reason
                 text = incident.with_cause(f"{incident.place}: {incident.conclusion[:-1]}")
                 self.kinds[kind] = self.kinds.get(kind, (0, ""))[0] + 1, text
-            if incident.kind == Verdict.SPIKE.value and not incident.num_restored:
+            if incident.kind in HIGH and not incident.num_restored:
                 self.num_high += incident.num_refused
+                self.highest = max(self.highest, incident.loss)
                 if self.num_high >= max(MANY_HIGH, RARELY_HIGH * incident.step):
                     self.announcer.warn_once("always left out", ALWAYS_LEFT_OUT.format(self.num_high, incident.step))
             self.announcer.tell(events.IncidentEnded, text=incident.conclusion)

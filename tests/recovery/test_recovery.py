@@ -225,7 +225,7 @@ def test_older_states_are_passed_over_where_there_are_many():
     controller.lineage.since = 64
     for _ in range(12):
         controller.lineage.updates = controller.lineage.since + 99
-        known = controller.older(known)
+        known = controller.lineage.older(known)
         controller.lineage.since = known[-1].updates
         newest.append(controller.lineage.since)
 
