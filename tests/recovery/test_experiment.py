@@ -543,3 +543,31 @@ def test_weights_that_grow_by_far_are_damaged_though_no_witness_shows_it(is_exac
 
     assert finding.verdict == ("healthy" if restored is None else "restored")
     assert restored is None or finding.backup.updates == restored
+
+
+@pytest.mark.parametrize(
+    ("may_drift", "loss", "is_better"), [(False, 9.0, True), (True, 9.0, False), (True, 2.5, True)]
+)
+def test_a_loss_on_old_data_that_is_far_above_the_last_ones_is_no_damage(may_drift, loss, is_better):
+    """Weights that have followed the data are worse on the old ones alone; damaged ones are so on all."""
+    (_, backup) = known = backups(2)
+    case = case_of(known, Alarm.RAISED, level=2.0, may_drift=may_drift, of_present={backup: loss})
+
+    assert (case.better_than_present() is backup) == is_better
+
+
+@pytest.mark.parametrize(
+    ("on_latest", "verdict", "record"), [(0.9, "restored", 3.0), (2.0, "level", 3.0), (2.0, "restored", 300.0)]
+)
+def test_a_state_must_bring_the_last_batches_back_to_the_usual_level(on_latest, verdict, record):
+    """With batches of the user's own: else the data have changed. A last batch that is far too high tells nothing."""
+    known, latest = backups(4), Backup(0, 0, witness=[np.arange(2)], losses=[record])
+    lab = FakeLab()
+
+    def answer(backup):
+        if backup is latest:
+            return on_latest
+        return 20.0 if lab.current is None else backup.record
+
+    case = case_of(known, Alarm.SPIKE, may_drift=True, latest=[latest])
+    assert drive(investigate(case, lab), answer).verdict == verdict
