@@ -361,7 +361,9 @@ class Engine:
                 # Estimates from batch means are too rough to expect less of a batch that was chosen by them.
                 predicted, is_usual = typical, chunk.sweep >= 0
             found, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
-            verdict = self._doubt(ticket, reading.mean, found)
+            is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
+            is_doubtful = is_first or found is Verdict.SPIKE or controller.quarantine.counts
+            verdict = self._doubt(ticket, reading.mean, found, is_first) if is_doubtful else found
             memory = sentry.present if verdict is not found else memory
         suspicion = math.nan
         if controller.lineage.updates & LOOK_MASK == LOOK_MASK or self.announcer.is_heard:
@@ -377,17 +379,16 @@ class Engine:
         after = rates.scheduled(self.pace.progress_at(step + 1))
         return Judged(step, before, state, reading, expected, verdict, memory, after, suspicion, is_plain)
 
-    def _doubt(self, ticket: Ticket, loss: float, verdict: Verdict) -> Verdict:
+    def _doubt(self, ticket: Ticket, loss: float, verdict: Verdict, is_first: bool) -> Verdict:
         """What becomes of the verdict by what recovery knows of samples, of the first steps and of high losses."""
-        controller, sentry = self.controller, self.sentry
-        quarantine, progress = controller.quarantine, controller.lineage.progress
+        controller, quarantine = self.controller, self.controller.quarantine
         is_again = verdict is GOOD and quarantine.counts and quarantine.holds_any(ticket.indices)
-        if is_again and sentry.expects_progress and progress.would_stand_alone(loss):
+        if is_again and self.sentry.expects_progress and controller.lineage.progress.would_stand_alone(loss):
             # Else it would be taken for a hard batch.
             return Verdict.SPIKE
         if verdict is Verdict.SPIKE and controller.is_of_a_kind(loss, ticket.indices):
             return GOOD
-        if verdict is not GOOD or not controller.is_early or controller.lineage.updates > EARLY_UPDATES:
+        if verdict is not GOOD or not is_first:
             return verdict
         # In a trainer that counts batches one that is looked into is left out for good.
         num_lost = len(ticket.indices) if self.pace.is_counted else 0

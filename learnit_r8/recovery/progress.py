@@ -264,11 +264,6 @@ class Progress(SavedFields):
         return len(self.recent) >= LOOK_EVERY + 2 and (self.ends_high or self.has_risen_late)
 
     @property
-    def has_lost(self) -> bool:
-        """Whether the last loss is as high as those that are looked into where much of the progress may be lost."""
-        return bool(self.recent) and self.recent[-1] > LOST * self.untrained
-
-    @property
     def is_flat(self) -> bool:
         """Whether the last losses are hardly lower than those before them."""
         before = list(self.recent)[-2 * LEVEL : -LEVEL]

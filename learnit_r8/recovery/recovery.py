@@ -31,7 +31,7 @@ from .early import FAR, FirstSteps, far_from
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
 from .policy import NOTHING_TO_RESTORE, Recovery, TrainingDiverged
-from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, SINCE_LOOK, START_UPDATES
+from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, LOST, SINCE_LOOK, START_UPDATES
 from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
@@ -84,6 +84,7 @@ class RecoveryController:
         watches_fall: Whether losses that are back at those of the untrained model are looked into: not where several
             optimizers step, as those of a GAN do.
         watches_gradients: Whether `note_gradients` is of use: not where losses are no measure of progress.
+        is_wary: Whether the batch that is trained on next is kept, as it may show that the data have changed.
         is_quiet: Whether a good loss changes nothing that listeners hear of.
         left_at: Where the last epoch was left.
     """
@@ -119,7 +120,7 @@ class RecoveryController:
         self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
-        self.watches_fall, self._fell_back = True, False
+        self.watches_fall, self._fell_back, self._has_evidence, self.is_wary = True, False, False, False
 
     @property
     def is_open(self) -> bool:
@@ -210,6 +211,8 @@ class RecoveryController:
         recent.append(loss)
         progress.reported.append(loss)
         witnesses.last.append((ticket, loss))
+        self._has_evidence = suspicion > 0 or (self._has_evidence and suspicion != suspicion)
+        self.is_wary = self._sentry.watches_level and (self._has_evidence or loss > LOST * progress.untrained)
         lineage.rates.append(ticket.lr)
         lineage.updates += 1
         # A batch that was taken for a hard one may be bad.

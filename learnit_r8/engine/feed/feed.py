@@ -426,7 +426,7 @@ class Feed:
         """
         engine, source, controller = self.engine, self.source, self.engine.controller
         # Nearly always no backup waits for one, and mostly R8 does not step.
-        is_wanted = controller.norms.is_used or controller.wants_witness or self.wants_latest
+        is_wanted = controller.norms.is_used or controller.wants_witness or controller.is_wary
         kept = self.keep(item) if is_of_loader and is_wanted else None
         if len(source.held) * size.samples >= MOST_HELD:
             engine.hand_over()
@@ -436,18 +436,12 @@ class Feed:
         assert ticket is not None
         return ticket
 
-    @property
-    def wants_latest(self) -> bool:
-        """Whether the batch that is trained on next may show that data have changed, and not the weights."""
-        sentry, progress = self.engine.sentry, self.engine.controller.lineage.progress
-        return sentry.watches_level and (sentry.suspicion > 0 or progress.has_lost)
-
     def keep(self, item: Any) -> Any:
         """A copy of a batch that weights may be tested with; None where none is wanted, or it is too large."""
         if item is None or not self.source.settings.keep_witness:
             return None
         controller, size = self.engine.controller, size_of(item)
-        is_cheap = size <= SMALL_BYTES and (controller.watches_explosions or self.wants_latest)
+        is_cheap = size <= SMALL_BYTES and (controller.watches_explosions or controller.is_wary)
         if not (controller.wants_witness or is_cheap):
             return None
         if size <= MOST_KEPT_BYTES:
