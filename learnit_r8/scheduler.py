@@ -886,8 +886,8 @@ class R8Scheduler:
         weights are damaged. Call it between two steps; on several ranks all must call it.
 
         Returns:
-            Whether every number of what ``state_callback`` returns was finite. If not, it is afterwards, unless there
-            is no backup yet; the next batches then test the weights, as after any damage.
+            Whether every number of what ``state_callback`` returns was finite, and no array of weights had changed at
+            once. If not, it is afterwards, unless there is no backup yet, or the next batches test the weights first.
         """
         return self.host.check_weights()
 

@@ -173,11 +173,8 @@ class RecoveryController:
         """Whether a high loss is learned from, as those of a kind of batches that was refused in vain."""
         progress, step = self.lineage.progress, self._announcer.where()[0]
         is_known = self._incidents.is_of_a_kind(loss, [*progress.recent], progress.start, step)
-        return (
-            is_known
-            and self._sentry.watches_level
-            and not (self.experiment.is_open or self.quarantine.holds_any(samples))
-        )
+        is_known &= self._sentry.watches_level and not self.experiment.is_open
+        return is_known and not self.quarantine.holds_any(samples)
 
     def is_suspicious(self, loss: float, num_lost: int, num_samples: int) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""
@@ -467,16 +464,17 @@ class RecoveryController:
         if self.live.put_part(array):
             return
         timer.note_done(step)
-        if not self.live.can_restore:
+        if timer.changed == array:
+            timer.changed = ""
+            is_worth_it = self._sentry.expects_progress and self.watches_fall and self.live.can_restore
+            if is_worth_it and not self.is_open:
+                self._experiment_on(Alarm.CHANGED, self.lineage.progress.rise(LOOK_EVERY))
+        elif not self.live.can_restore:
             self._announcer.warn_once(
                 f"damaged {array}",
                 f"{array!r} in the model's state is not finite at step {step}; no backup is taken while that is so. If "
                 "that is intended, leave it out of the state.",
             )
-        elif timer.changed == array:
-            timer.changed = ""
-            if self._sentry.expects_progress and self.watches_fall and not self.is_open:
-                self._experiment_on(Alarm.CHANGED, self.lineage.progress.rise(LOOK_EVERY))
         elif not self.experiment.is_open:
             # After a clean check it is another fault, unless the state that was put back is still on proof.
             last, self._damaged_step = self._damaged_step, step
