@@ -169,12 +169,11 @@ class LiveModel:
 
     def look(self) -> str:
         """As `damage`, of which listeners are told, and ruined running statistics and changed weights count."""
-        timer, get, found = self.persistence.backup_timer, self.persistence.callbacks.state, ""
-        if damage := timer.told(self.damage()):
-            return damage
+        timer, get, sums = self.persistence.backup_timer, self.persistence.callbacks.state, None
+        # The next backup raises the callback's error.
         with contextlib.suppress(Exception):
-            found = "" if get is None else timer.stray_in(sums_of(get()))
-        return found
+            sums = None if get is None else sums_of(get())
+        return timer.told(self.persistence.agreement.agree("")) if sums is None else timer.look(sums)
 
     def put_part(self, array: str) -> bool:
         """Put back running statistics, or a single weight, if that is what a look has found in an array."""

@@ -196,8 +196,7 @@ class BackupTimer:
             return ""
         self.is_look_due = False
         if not (is_first or is_now):
-            sums = tree.sums_of(get())
-            return self.told(self._agreement.agree(self.damage_in(sums))) or self.stray_in(sums)
+            return self.look(tree.sums_of(get()))
         self.is_early = is_early and not is_first
         self._seconds, began = elapsed.time, time.perf_counter()
         try:
@@ -228,8 +227,7 @@ class BackupTimer:
         Raises:
             TypeError: the state cannot be copied.
         """
-        sums = tree.sums_of(state)
-        damaged = self.told(self._agreement.agree(self.damage_in(sums))) or self.stray_in(sums)
+        damaged = self.look(tree.sums_of(state))
         if damaged:
             # Due again until it is answered.
             return damaged
@@ -252,6 +250,10 @@ class BackupTimer:
             text = f"there was no memory for the backup at step {step}; the previous one is kept."
             self._announcer.warn_once("no memory", text)
         return ""
+
+    def look(self, sums: list[tree.Sum]) -> str:
+        """The name of an array that is damaged, or has changed at once; "" for none. See `sums_of`."""
+        return self.told(self._agreement.agree(self.damage_in(sums))) or self.stray_in(sums)
 
     def told(self, damaged: str) -> str:
         """Tell listeners of an array that is damaged; returns it, else one of ruined statistics, else ""."""

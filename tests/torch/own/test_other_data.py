@@ -57,18 +57,23 @@ def train(make, *, with_r8, epochs=1, hurt_at=None):
         return float(error_of()), updates, " ".join(str(each.message) for each in said)
 
 
+def regression(model, optimizer, batches):
+    """What `train` takes, with squared losses; the error is that of the last samples."""
+
+    def loss_of(batch):
+        return mse_loss(model(batch[0])[:, 0], batch[1])
+
+    last = [each[-500:] for each in batches.arrays]
+    return model, optimizer, batches, loss_of, lambda: loss_of(last)
+
+
 def drifting(seed):
     """A linear model that follows coefficients which walk at random."""
     random = np.random.default_rng(seed)
     slopes, inputs = np.cumsum(random.normal(size=(12_000, 6)) * 0.01, 0), random.normal(size=(12_000, 6))
     targets = (inputs * slopes).sum(1) + 0.05 * random.normal(size=12_000)
     batches, model = Batches(inputs, targets, size=8), nn.Linear(6, 1)
-
-    def loss_of(batch):
-        return mse_loss(model(batch[0])[:, 0], batch[1])
-
-    last = [each[-500:] for each in batches.arrays]
-    return model, torch.optim.SGD(model.parameters(), 0.01), batches, loss_of, lambda: loss_of(last)
+    return regression(model, torch.optim.SGD(model.parameters(), 0.01), batches)
 
 
 def domains(seed):
@@ -79,12 +84,7 @@ def domains(seed):
     targets = (inputs * slopes[domain]).sum(1) / 2 + 0.02 * random.normal(size=9600)
     batches = Batches(np.concatenate([inputs, np.eye(3)[domain]], 1), targets, size=8)
     model = nn.Sequential(nn.Linear(11, 64), nn.ReLU(), nn.Linear(64, 1))
-
-    def loss_of(batch):
-        return mse_loss(model(batch[0])[:, 0], batch[1])
-
-    last = [each[-500:] for each in batches.arrays]
-    return model, torch.optim.Adam(model.parameters(), 0.003), batches, loss_of, lambda: loss_of(last)
+    return regression(model, torch.optim.Adam(model.parameters(), 0.003), batches)
 
 
 def rare(seed):
