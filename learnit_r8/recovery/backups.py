@@ -94,6 +94,11 @@ FAR_GROWN = 100.0
 """How many times as large as all others weights are that a bad batch or a stray write has ruined: at rates too high
 they grow tenfold in eight."""
 
+LATENT, SWOLLEN_SHARE = 1000.0, 0.1
+"""How many times as large arrays are in a backup taken after the first steps, compared with the one before it or the
+last look, that holds the moments of a huge gradient; and their least share of all. Whatever made them so, its weights
+repeat their loss, and are lost with the next steps or hardly move."""
+
 
 @dataclass(eq=False)
 class Backup(SavedFields):

@@ -56,9 +56,13 @@ CHANCE = 1e-4
 MOST_REPEATS, MOST_STAND_INS = 64, 3
 """Most draws of one witness; and of other batches that stand for it, of which each takes four that are not finite."""
 
-MOST_UNTRAINED, SHARE_OF_GAIN = 10.0, 0.75
+MOST_UNTRAINED, SHARE_OF_GAIN, LEAST_RISE = 10.0, 0.75, 0.5
 """Times the level that the run began with, or the present one, beyond which one of the last batches may be bad and
-tells nothing; and the share of the rise that must be gone there with a state for that to be put back."""
+tells nothing; the share of the rise that must be gone there with a state for that to be put back; and by what share of
+the usual loss the others must have risen for the worst of them not to count."""
+
+FEW_LATEST, NUM_OLDER = 2, 2
+"""Of the last batches, how many are enough for a state that is worse on all; and how many older states are tried."""
 
 MOST_OF_LEVEL = 3.0
 """Times the level of the last losses beyond which the loss of an old batch tells of other data, not of damage."""
@@ -359,9 +363,11 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     may_drift = case.alarm is Alarm.FELL or (case.may_drift and case.alarm is not Alarm.NOT_FINITE)
     is_sure = jumped_from is not None or not (may_drift and has_present)
-    is_better = newest is None or is_sure or (yield from _is_better_now(case, model, newest))
-    if not is_better and model.put_present():
-        return Finding("level", OTHER_DATA, None, tested)
+    if newest is not None and not is_sure:
+        better = yield from _find_better_now(case, model, newest)
+        if better is None and model.put_present():
+            return Finding("level", OTHER_DATA, None, tested)
+        newest = better or newest
     if newest is not None and not newest.updates and not has_present:
         newest = yield from _newest_above(case, model, newest, tested)
     if newest is None or not model.put(newest):
@@ -436,17 +442,37 @@ def _stay(
     return None
 
 
+def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[Backup, float, Backup | None]:
+    """The newest of a state and the trained ones before it that is better now; None if none is. The first of them may
+    be damaged already, though it repeats its record.
+    """
+    older = [each for each in reversed(case.known) if each.can_be_put and 0 < each.updates < newest.updates]
+    for state in (newest, *older[:NUM_OLDER]):
+        if (yield from _is_better_now(case, model, state)):
+            return state
+    return None
+
+
 def _is_better_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, bool]:
     """Whether a state is better on a batch of the time of the alarm than the weights of that time, or than the present
     ones, as it is unless data have changed: then its batches have forgotten classes, or those of another season.
     """
-    latest, later = case.typical_latest, case.known[-1]
+    # One that is no higher than usual is from before the alarm, or says nothing of it.
+    latest, later = [each for each in case.typical_latest if each.record > state.usual], case.known[-1]
     if case.is_exact and latest:
-        gain = rise = 0.0
+        found: list[tuple[float, float]] = []
         for each in latest:
-            gain += each.record - (yield from _draw(case, each, functools.partial(model.put, state)))
-            rise += each.record - state.usual
-        return gain > SHARE_OF_GAIN * rise
+            rise = each.record - state.usual
+            gain = each.record - (yield from _draw(case, each, functools.partial(model.put, state)))
+            found.append((gain - SHARE_OF_GAIN * rise, rise))
+            if len(found) == FEW_LATEST and all(excess <= -SHARE_OF_GAIN * rise for excess, rise in found):
+                # Both were higher still.
+                return False
+        _, *others = sorted(found)
+        if len(others) > 1 and sum(rise for _, rise in others) > LEAST_RISE * abs(state.usual) * len(others):
+            # The first may be a hard batch, whose loss outweighs all others; they have risen, too.
+            found = others
+        return sum(excess for excess, _ in found) > 0
     if not (case.is_exact and later.updates > state.updates and later.is_typical and math.isfinite(later.record)):
         return True
     loss = yield from _draw(case, later, functools.partial(model.put, state))

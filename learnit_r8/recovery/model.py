@@ -34,7 +34,7 @@ from ..state.tree import (
     sums_of,
     weights_in,
 )
-from .backups import FAR_GROWN, Backup
+from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup
 from .policy import RestoreError
 from .progress import EARLY_UPDATES
 
@@ -72,13 +72,9 @@ MOST_MENDED = 0.5
 MOST_ON_DISK = 64
 """Checkpoints whose witnesses are known."""
 
-SWOLLEN, SWOLLEN_SHARE = 30.0, 0.1
-"""How many times as large arrays are that a huge gradient was added to, and their least share of all. Adam's squares
-stay so for thousands of steps, in which the weights hardly move: no loss shows it."""
-
-LATENT = 1000.0
-"""How many times as large they are in a backup, compared with the one before it, that was taken after the first steps:
-whatever made them so, its weights repeat their loss and are lost with the next steps."""
+SWOLLEN = 30.0
+"""How many times as large arrays are that a huge gradient was added to: Adam's squares stay so for thousands of steps,
+in which the weights hardly move, and no loss shows it."""
 
 
 NUM_LATEST = 4

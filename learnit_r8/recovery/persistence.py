@@ -24,8 +24,8 @@ from ..state.saver import CheckpointSaver, check_folder
 from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
-from .backups import FAR_GROWN, Backup, RamBackup, RunningVariances
-from .progress import EARLY_UPDATES
+from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup, RamBackup, RunningVariances
+from .progress import EARLY_UPDATES, FIRST
 
 DEFAULT_FOLDER = "checkpoints"
 
@@ -55,6 +55,12 @@ FAR_CHANGED, FEW_CHANGED, NEAR_ZERO = 30.0, 0.01, 0.1
 """How many times as large as at the last look, and larger than all others, an array of weights has become at once, and
 the share of its numbers that are so at least; or to what share of its largest number it has fallen, as arrays of zeros
 are trained on. No updates do either after the first ones."""
+
+SWOLLEN_TEXT = (
+    "step {:,}: {!r} and {} more beside the weights are more than 1,000 times as large as at the last look: after so "
+    "large a gradient an optimizer may hardly move for thousands of steps. If nothing is restored, restore_backup() "
+    "goes back."
+)
 
 CHANGED = (
     "step {:,}: the largest number of {!r} is {:.3g}, and was {:.3g} at step {:,}: unless that is intended, a stray "
@@ -116,6 +122,8 @@ class BackupTimer:
         self.num_lasting: dict[str, int] = {}
         self.variances = RunningVariances(announcer)
         self.peaks: dict[str, float] = {}
+        # The sums of the other arrays then.
+        self._beside: dict[str, float] = {}
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
         self.changed = ""
@@ -192,7 +200,7 @@ class BackupTimer:
         is_first = self.backup.has_none_of_now
         if step >= self._next_look:
             self.is_look_due, self._next_look_at = True, 2 * step
-        if not (is_first or is_now or must_look or (self.is_look_due and is_calm)):
+        if not (is_first or is_now or must_look or self.is_look_due):
             return ""
         self.is_look_due = False
         if not (is_first or is_now):
@@ -253,13 +261,31 @@ class BackupTimer:
 
     def look(self, sums: list[tree.Sum]) -> str:
         """The name of an array that is damaged, or has changed at once; "" for none. See `sums_of`."""
-        return self.told(self._agreement.agree(self.damage_in(sums))) or self.stray_in(sums)
+        damaged = self.told(self._agreement.agree(self.damage_in(sums)))
+        self._tell_swollen(sums)
+        return damaged or self.stray_in(sums)
+
+    def _tell_swollen(self, sums: list[tree.Sum]) -> None:
+        """Tell of numbers beside the weights that have become far larger at once: no loss shows it. The sum of a single
+        array may be next to 0 by chance.
+        """
+        beside = {each.key: each.total.real for each in sums if not IS_WEIGHT(each.key)}
+        before, self._beside = self._beside, beside
+        swollen = [key for key, total in beside.items() if total > LATENT * before.get(key, math.inf) > 0]
+        newest = self.backup.newest
+        if newest is not None and newest.updates >= 2 * FIRST and len(swollen) >= max(2, SWOLLEN_SHARE * len(beside)):
+            step = self._announcer.where()[0]
+            self._announcer.warn_once("swollen", SWOLLEN_TEXT.format(step, swollen[0], len(swollen) - 1))
 
     def told(self, damaged: str) -> str:
         """Tell listeners of an array that is damaged; returns it, else one of ruined statistics, else ""."""
         if damaged:
             self._announcer.tell(events.DamageFound, array=damaged)
         return damaged or next(iter(self.variances.ruined), "")
+
+    def forget_look(self) -> None:
+        """Compare no state with that of the last look, as another one was put in."""
+        self.peaks, self._beside = {}, {}
 
     def damage_in(self, sums: list[tree.Sum]) -> str:
         """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none.
@@ -455,7 +481,8 @@ class Persistence:
         kept = None if newest is None else newest.state
         if read is not None and kept is not None and tree.shapes_of(read()) != tree.shapes_of(kept):
             self.backup.clear()
-            self.backup.earlier, self.backup_timer.peaks = None, {}
+            self.backup.earlier = None
+            self.backup_timer.forget_look()
         self.wake()
         self.hand_over_pending()
         return self.callbacks

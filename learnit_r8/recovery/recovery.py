@@ -272,9 +272,10 @@ class RecoveryController:
         earlier, high = last[:-SINCE_LOOK], max(last[1 - SINCE_LOOK :])
         if len(last) == BEFORE_RISE and high > max(earlier):
             self.early.tell_far_above(high)
+            is_split = min(last[1 - SINCE_LOOK :]) > max(earlier)
             # The last two are high where a rectifier hides NaN; one alone where a batch ruins running statistics.
             high = high if state.variances.last else min(last[-2:])
-            if high > 2 * max(earlier) - median_of(earlier):
+            if is_split or high > 2 * max(earlier) - median_of(earlier):
                 # A backup of weights under suspicion would take the place of another one.
                 self._persistence.look_at_weights(backs_up=False)
         if state.num_equal >= EQUAL_LOSSES - 1:

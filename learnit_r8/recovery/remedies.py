@@ -275,6 +275,7 @@ class Remedies:
     def _put_record_back(self, backup: Backup, lr: float) -> None:
         """Put back what the losses before a backup tell, and forget the states of the weights that were given up."""
         self._witnesses.went_back(backup)
+        self._live.persistence.backup_timer.forget_look()
         if self._live.persistence.store is not None:
             self._live.persistence.store.mark_abandoned(backup.step, self._live.step)
         if backup.moment is not None:
@@ -310,7 +311,7 @@ class Remedies:
         self._announcer.warn_unseen("restored", f"{text} {SEE}{other}.")
 
     def calm(self, batch: Backup, lr: float) -> None:
-        """Clip the gradient, then halve the rate, where losses explode because of the weights; nothing is put back.
+        """Clip the gradient and halve the rate where losses explode because of the weights; nothing is put back.
 
         Most of these explosions pass without a trace that a test of the weights would see. Where they prove to be due
         to their batches, what was done is undone.
@@ -334,18 +335,17 @@ class Remedies:
         if not (is_new and explosions.are_of_weights) or limit.ceiling <= CALM_SHARE * lr:
             return
         explosions.num_new, explosions.num_calmed = 0, explosions.num_calmed + 1
-        if not norms.is_on:
-            norms.begin(step)
-            advice = self._live.persistence.callbacks.advice
-            why = CALMED.format(norms.text)
-            self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
-            return
         self._state.lower_rate(
             max(lineage.rates, default=lr), by=DIVISOR, least=CALM_SHARE * lr, goal=lineage.progress.level, step=step,
             hits=CALM_HITS, reason="explosions",
         )  # fmt: skip
         text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
-        self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
+        if norms.is_on:
+            self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
+            return
+        norms.begin(step)
+        why, advice = CALMED.format(f"{norms.text}, and {text}"), self._live.persistence.callbacks.advice
+        self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""

@@ -571,3 +571,51 @@ def test_a_state_must_bring_the_last_batches_back_to_the_usual_level(on_latest, 
 
     case = case_of(known, Alarm.SPIKE, may_drift=True, latest=[latest])
     assert drive(investigate(case, lab), answer).verdict == verdict
+
+
+def verdict_on_latest(known, records, on_state):
+    """What is found where all states repeat their records, and these are the losses of the last batches.
+
+    Args:
+        known: The states.
+        records: The losses of the last batches as they were trained on.
+        on_state: Those of the same batches by the updates of a state, for those that are asked for.
+    """
+    latest = [Backup(0, 0, witness=[np.arange(2)], losses=[record]) for record in records]
+    lab = FakeLab()
+
+    def answer(backup):
+        if any(backup is each for each in latest):
+            return on_state[lab.current.updates][latest.index(backup)]
+        return 20.0 if lab.current is None else backup.record
+
+    found = drive(investigate(case_of(known, Alarm.SPIKE, may_drift=True, latest=latest), lab), answer)
+    return found.verdict, found.backup and found.backup.updates
+
+
+@pytest.mark.parametrize(
+    ("with_newest", "verdict"), [([9.0, 1.1, 0.9, 0.8], "restored"), ([3.0, 3.0, 3.0, 3.0], "level")]
+)
+def test_one_of_the_last_batches_may_be_a_hard_one(with_newest, verdict):
+    """It is higher still with the earlier weights, and outweighs all others, which are as usual with those."""
+    others = [3.0] * 4
+
+    found, _ = verdict_on_latest(backups(4), [6.0, 3.0, 3.5, 2.5], {150: with_newest, 100: others, 50: others})
+
+    assert found == verdict
+
+
+def test_a_last_batch_from_before_the_rise_tells_nothing():
+    """The loss is no higher than usual, and the same with the state: it was trained on right after that."""
+    known = backups(4)
+
+    assert verdict_on_latest(known, [known[-1].usual], {150: [known[-1].usual]}) == ("restored", 150)
+
+
+def test_an_older_state_is_tried_where_the_newest_is_no_better_on_the_last_batches():
+    """The newest that repeats its record may be damaged already; the untrained one is not tried."""
+    high, usual = [3.0] * 4, [1.0] * 4
+
+    assert verdict_on_latest(backups(4), high, {150: [2.5] * 4, 100: usual}) == ("restored", 100)
+    assert verdict_on_latest(backups(4), high, {150: high, 100: high, 50: usual}) == ("restored", 50)
+    assert verdict_on_latest(backups(4), high, {150: high, 100: high, 50: high})[0] == "level"
