@@ -514,11 +514,12 @@ class Training:
         return (Logs(metrics=Entries(metrics)) if self.logs_steps else None), state
 
     def _report(self, state: Any, metrics: dict[str, Any]) -> Any:
-        """Report what a step's metrics say of the loss; what is no metric is taken out of them."""
-        loss, predictions = loss_in(metrics), metrics.pop("predictions", None)
-        metrics.pop("losses", None)
+        """Report what a step's metrics say of the loss; with batches of R8's, what is no metric is taken out of them."""
+        loss = loss_in(metrics)
         if self._is_own:
             return self._managed.judge(state, loss, self._r8.update_with_loss)
+        predictions = metrics.pop("predictions", None)
+        metrics.pop("losses", None)
         report = functools.partial(self._prefetch.report, predictions=predictions_of_batch(predictions))
         return self._managed.judge(state, loss, report, num_samples=len(self._ticket.indices))
 

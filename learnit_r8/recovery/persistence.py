@@ -56,6 +56,9 @@ FAR_CHANGED, FEW_CHANGED, NEAR_ZERO = 30.0, 0.01, 0.1
 the share of its numbers that are so at least; or to what share of its largest number it has fallen, as arrays of zeros
 are trained on. No updates do either after the first ones."""
 
+LEAST_MATRIX = 32
+"""Numbers in a matrix that does not become next to 0 by its updates."""
+
 SWOLLEN_TEXT = (
     "step {:,}: {!r} and {} more beside the weights are more than 1,000 times as large as at the last look: after so "
     "large a gradient an optimizer may hardly move for thousands of steps. If nothing is restored, restore_backup() "
@@ -360,7 +363,7 @@ class BackupTimer:
 
 def is_matrix(array: Any) -> bool:
     """Whether an array is large, and not that of a bias or a scale, which may be set to 0."""
-    return len(array.shape) > 1 and math.prod(array.shape) >= tree.LEAST_SIZE
+    return len(array.shape) > 1 and math.prod(array.shape) >= LEAST_MATRIX
 
 
 class Persistence:
