@@ -514,7 +514,7 @@ class Training:
         return (Logs(metrics=Entries(metrics)) if self.logs_steps else None), state
 
     def _report(self, state: Any, metrics: dict[str, Any]) -> Any:
-        """Report what a step's metrics say of the loss; with batches of R8's, what is no metric is taken out of them."""
+        """Report what metrics say of the loss; with batches of R8's, what is no metric is taken out of them."""
         loss = loss_in(metrics)
         if self._is_own:
             return self._managed.judge(state, loss, self._r8.update_with_loss)
