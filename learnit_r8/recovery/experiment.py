@@ -466,14 +466,19 @@ def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[
     """
     older = [each for each in reversed(case.known) if each.can_be_put and 0 < each.updates < newest.updates]
     for state in (newest, *older[:NUM_OLDER]):
-        if (yield from _is_better_now(case, model, state)):
+        gain = yield from _gain_now(case, model, state)
+        if gain > 0:
             return state
+        if gain == -math.inf:
+            # It was not even a little better, and data that drift make an older one worse.
+            break
     return None
 
 
-def _is_better_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, bool]:
-    """Whether a state is better on a batch of the time of the alarm than the weights of that time, or than the present
-    ones, as it is unless data have changed: then its batches have forgotten classes, or those of another season.
+def _gain_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, float]:
+    """By how much more than asked a state is better on the batches of the time of the alarm than the weights of that
+    time, or whether than the present ones; -inf where it is worse on all. It is better unless data have changed: then
+    its batches have forgotten classes, or those of another season.
     """
     # One that is no higher than usual is from before the alarm, or says nothing of it.
     latest, later = [each for each in case.typical_latest if each.record > state.usual], case.known[-1]
@@ -484,18 +489,17 @@ def _is_better_now(case: Case, model: LiveModel, state: Backup) -> Generator[Bac
             gain = each.record - (yield from _draw(case, each, functools.partial(model.put, state)))
             found.append((gain - SHARE_OF_GAIN * rise, rise))
             if len(found) == FEW_LATEST and all(excess <= -SHARE_OF_GAIN * rise for excess, rise in found):
-                # Both were higher still.
-                return False
+                return -math.inf
         _, *others = sorted(found)
         if len(others) > 1 and sum(rise for _, rise in others) > LEAST_RISE * abs(state.usual) * len(others):
             # The first may be a hard batch, whose loss outweighs all others; they have risen, too.
             found = others
-        return sum(excess for excess, _ in found) > 0
+        return sum(excess for excess, _ in found)
     if not (case.is_exact and later.updates > state.updates and later.is_typical and math.isfinite(later.record)):
-        return True
+        return math.inf
     loss = yield from _draw(case, later, functools.partial(model.put, state))
     # The weights of that time may have been healthy still.
-    return loss < later.record or loss < (yield from _draw(case, later, model.put_present))
+    return math.inf if loss < later.record or loss < (yield from _draw(case, later, model.put_present)) else -math.inf
 
 
 def _newest_above(

@@ -614,8 +614,30 @@ def test_a_last_batch_from_before_the_rise_tells_nothing():
 
 def test_an_older_state_is_tried_where_the_newest_is_no_better_on_the_last_batches():
     """The newest that repeats its record may be damaged already; the untrained one is not tried."""
-    high, usual = [3.0] * 4, [1.0] * 4
+    high, little, usual = [3.0] * 4, [2.5] * 4, [1.0] * 4
 
-    assert verdict_on_latest(backups(4), high, {150: [2.5] * 4, 100: usual}) == ("restored", 100)
-    assert verdict_on_latest(backups(4), high, {150: high, 100: high, 50: usual}) == ("restored", 50)
-    assert verdict_on_latest(backups(4), high, {150: high, 100: high, 50: high})[0] == "level"
+    assert verdict_on_latest(backups(4), high, {150: little, 100: usual}) == ("restored", 100)
+    assert verdict_on_latest(backups(4), high, {150: little, 100: little, 50: usual}) == ("restored", 50)
+    assert verdict_on_latest(backups(4), high, {150: little, 100: little, 50: little})[0] == "level"
+    # Where data drift, older ones are worse still, and are not asked for.
+    assert verdict_on_latest(backups(4), high, {150: high})[0] == "level"
+
+
+def test_a_batch_of_which_a_sample_has_become_bad_is_no_evidence():
+    """It is as far off with the weights of its own backup, and the present ones are good on another batch."""
+    known = backups(4)
+
+    def verdict(bad, own=500.0):
+        lab = FakeLab()
+
+        def answer(backup):
+            if backup.updates in bad:
+                return own if lab.current is backup else 600.0
+            return backup.record
+
+        case = case_of(known)
+        return drive(investigate(case, lab), answer).verdict
+
+    assert verdict({150}) == "healthy"
+    assert verdict({150}, own=known[-1].record) == "restored"
+    assert verdict({150, 100, 50, 0}, own=500.0) != "healthy"
