@@ -338,10 +338,9 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     if not rise and jumped_from is None:
         return Finding("healthy", f"the weights are healthy: {case.present_text}")
     has_present = model.keep_present()
-    if has_present and jumped_from is None and (yield from _is_of_one_batch(case, model)) and model.put_present():
-        return Finding("healthy", f"the weights are healthy: {case.present_text}, and another one holds a bad sample")
-    if case.rises and has_present and not case.is_sudden:
-        return Finding("level", "training itself raises the loss")
+    finding = (yield from _spare_search(case, model, jumped_from)) if has_present else None
+    if finding is not None:
+        return finding
     known = model.before_swollen([each for each in case.known if each.can_be_put])
     if case.best is not None:
         known = [each for each in known if each.updates <= case.best.updates]
@@ -414,20 +413,23 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
     return Finding("lost", "no state could be restored")
 
 
-def _is_of_one_batch(case: Case, model: LiveModel) -> Generator[Backup, float, bool]:
-    """Whether the first batch alone has a loss far beyond the start, with the weights of its own backup, too: a sample
-    of it has become bad since.
+def _spare_search(case: Case, model: LiveModel, jumped_from: int | None) -> Generator[Backup, float, Finding | None]:
+    """What is found without a search among earlier states; None for nothing.
+
+    Where the first batch alone has a loss far beyond the start, and with the weights of its own backup, too, a sample of
+    it has become bad since.
     """
     first, *others = case.of_present or [case.known[0]]
     is_far = case.is_exact and math.inf > case.of_present.get(first, 0.0) > MOST_UNTRAINED * case.start > 0
     are_fine = others and all(case.rise_of_present(each) <= case.tolerance(each) for each in others)
-    if not (is_far and are_fine and first.can_be_put):
-        return False
-    loss = yield from _draw(case, first, functools.partial(model.put, first))
-    if loss > MOST_UNTRAINED * case.start:
-        del case.of_present[first]
-        return True
-    return False
+    if jumped_from is None and is_far and are_fine and first.can_be_put:
+        loss = yield from _draw(case, first, functools.partial(model.put, first))
+        if loss > MOST_UNTRAINED * case.start and model.put_present():
+            del case.of_present[first]
+            return Finding("healthy", f"the weights are healthy: {case.present_text}; another one holds a bad sample")
+    if case.rises and not case.is_sudden:
+        return Finding("level", "training itself raises the loss")
+    return None
 
 
 def _stay(
