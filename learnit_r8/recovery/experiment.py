@@ -416,8 +416,8 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
 def _spare_search(case: Case, model: LiveModel, jumped_from: int | None) -> Generator[Backup, float, Finding | None]:
     """What is found without a search among earlier states; None for nothing.
 
-    Where the first batch alone has a loss far beyond the start, and with the weights of its own backup, too, a sample of
-    it has become bad since.
+    Where the first batch alone has a loss far beyond the start, and with the weights of its own backup, too, a sample
+    of it has become bad since.
     """
     first, *others = case.of_present or [case.known[0]]
     is_far = case.is_exact and math.inf > case.of_present.get(first, 0.0) > MOST_UNTRAINED * case.start > 0
