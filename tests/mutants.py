@@ -219,7 +219,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_experiment.py -k become_bad", "a sample that becomes bad undoes healthy training"),
     ("recovery/persistence.py", "or must_look or self.is_look_due):",
      "or must_look or (self.is_look_due and is_calm)):",
-     "torch/own/test_healing.py -k anew", "a layer of zeros is learned anew before anybody looks"),
+     "recovery/test_backup_timer.py -k wait", "a layer of zeros is learned anew before anybody looks"),
     ("recovery/persistence.py", "        self._tell_swollen(sums)\n", "",
      "torch/own/test_healing.py -k swell", "an optimizer that hardly moves any more is not told of"),
     ("recovery/remedies.py", "        self._live.persistence.backup_timer.forget_look()\n", "",

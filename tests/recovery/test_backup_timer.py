@@ -51,6 +51,18 @@ def test_backup_waits_while_something_is_suspected():
     assert [each.step for each in timer.backup.backups] == [0, 13, 20]
 
 
+@pytest.mark.filterwarnings("ignore:.*the largest number of")
+def test_a_look_does_not_wait():
+    """Where losses are high and remain so, a layer of zeros is learned anew before they are calm."""
+    timer, _ = of(every=100)
+    for step in (0, 100):
+        ask(timer, step, {"model": {"w": np.ones((8, 8))}})
+    timer.is_look_due = True
+
+    assert ask(timer, 104, {"model": {"w": np.full((8, 8), 0.01)}}, is_calm=False) == "model.w"
+    assert ask(timer, 105, {"model": {"w": np.zeros((8, 8))}}, is_calm=False) == ""
+
+
 def taken_by(took, *, every=100, num_steps=100, per_step=0.01, first=0):
     """The steps at which a run takes backups whose user has not said when, if each takes so many seconds."""
     timer, heard = of(every, agreement=Other(int(1e6 * took)), is_usual=True)

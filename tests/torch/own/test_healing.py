@@ -563,30 +563,6 @@ def test_weights_changed_in_the_first_steps(at):
     assert "restored" not in adapter.summary()
 
 
-@pytest.mark.filterwarnings("ignore:weights changed at once", "ignore:.*the largest number of")
-def test_a_layer_that_is_soon_learned_anew():
-    """A look that waits for calm losses comes too late: a matrix of zeros that is trained on is no longer small."""
-
-    def train(at=None):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-        loader = DataLoader(DIGITS, batch_size=16, shuffle=True)
-        adapter = attach(model, optimizer, loader, num_epochs=16, backup_every=60)
-        for _ in adapter.epochs():
-            for inputs, targets in adapter.batches():
-                if adapter.scheduler.global_step == at:
-                    model[0].weight.data.zero_()
-                    model[0].bias.data.zero_()
-                loss = cross_entropy(model(inputs), targets)
-                if adapter.report(loss):
-                    descend(optimizer, loss)
-        return adapter.summary()
-
-    assert "restored" not in train()
-    assert "weights changed at once: the weights were damaged, restored to step 120" in train(at=150)
-
-
 def test_moments_that_swell_beside_the_model():
     """Squares of the optimizer in ``also=`` become a million times as large: no loss shows it, and it is told once."""
 
