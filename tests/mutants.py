@@ -220,6 +220,8 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/persistence.py", "or must_look or self.is_look_due):",
      "or must_look or (self.is_look_due and is_calm)):",
      "recovery/test_backup_timer.py -k wait", "a layer of zeros is learned anew before anybody looks"),
+    ("recovery/remedies.py", "explosions.shares[-1] >= CLEAR_SHARE", "True",
+     "torch/test_remedies.py -k less_clear", "the rate of healthy training is halved for a hard batch"),
     ("recovery/persistence.py", "        self._tell_swollen(sums)\n", "",
      "torch/own/test_healing.py -k swell", "an optimizer that hardly moves any more is not told of"),
     ("recovery/remedies.py", "        self._live.persistence.backup_timer.forget_look()\n", "",

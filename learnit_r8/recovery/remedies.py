@@ -55,6 +55,10 @@ CALM_SHARE, CALM_HITS = 0.25, 5
 """Least share of the user's rate that explosions leave; and the `RateLimit.hits` with which it comes back, after 1,024
 good steps: a quarter of those mostly was too soon; measured in benchmarks/explosions.py."""
 
+CLEAR_SHARE = 0.9
+"""Share of the rise that is gone with weights from before, from which the first explosion halves the rate, too. Where
+trainings explode by themselves it is .9 to 1; in healthy ones that are taken for such it was .68, .75, .84 and 1."""
+
 NUM_LOWERED_AGAIN = 2
 """Further explosions due to the weights that halve a rate again which was lowered before."""
 
@@ -311,10 +315,11 @@ class Remedies:
         self._announcer.warn_unseen("restored", f"{text} {SEE}{other}.")
 
     def calm(self, batch: Backup, lr: float) -> None:
-        """Clip the gradient and halve the rate where losses explode because of the weights; nothing is put back.
+        """Clip the gradient, and halve the rate, where losses explode because of the weights; nothing is put back.
 
-        Most of these explosions pass without a trace that a test of the weights would see. Where they prove to be due
-        to their batches, what was done is undone.
+        The first time the rate is halved only where next to all of the rise is gone with weights from before. Most of
+        these explosions pass without a trace that a test of the weights would see. Where they prove to be due to their
+        batches, what was done is undone.
 
         Args:
             batch: The batch of an explosion, drawn again with weights from before.
@@ -335,17 +340,22 @@ class Remedies:
         if not (is_new and explosions.are_of_weights) or limit.ceiling <= CALM_SHARE * lr:
             return
         explosions.num_new, explosions.num_calmed = 0, explosions.num_calmed + 1
-        self._state.lower_rate(
-            max(lineage.rates, default=lr), by=DIVISOR, least=CALM_SHARE * lr, goal=lineage.progress.level, step=step,
-            hits=CALM_HITS, reason="explosions",
-        )  # fmt: skip
-        text = f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}"
-        if norms.is_on:
-            self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {CALMED.format(text)}.")
-            return
-        norms.begin(step)
-        why, advice = CALMED.format(f"{norms.text}, and {text}"), self._live.persistence.callbacks.advice
-        self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
+        is_first, parts = not norms.is_on, []
+        if is_first:
+            norms.begin(step)
+            parts.append(norms.text)
+        if not is_first or explosions.shares[-1] >= CLEAR_SHARE:
+            self._state.lower_rate(
+                max(lineage.rates, default=lr), by=DIVISOR, least=CALM_SHARE * lr, goal=lineage.progress.level,
+                step=step, hits=CALM_HITS, reason="explosions",
+            )  # fmt: skip
+            parts.append(f"the learning rate stays at or below {limit.ceiling_text} {limit.until_text()}")
+        why = CALMED.format(", and ".join(parts))
+        if is_first:
+            advice = self._live.persistence.callbacks.advice
+            self._announcer.warn_once("too large", TOO_LARGE.format(step=step, why=why, advice=advice))
+        else:
+            self._announcer.warn_once(f"calmed {step}", f"step {step:,}: {why}.")
 
     def confirm_rate(self, level: float) -> None:
         """Forget the relapses, if a lowered rate has led to a better level than that of the last one."""

@@ -239,6 +239,7 @@ class Exploding:
     Args:
         wild: Steps with weights of 1 in place of 0.
         hard: Steps with a hard batch.
+        partly: Those of the first on which the batch is half as hard, too.
         steps: Whether R8 takes the steps.
         size: Numbers in a batch.
         rows: Samples in it.
@@ -248,7 +249,7 @@ class Exploding:
         probes: Batches that came again.
     """
 
-    def __init__(self, wild=(), hard=(), *, steps=True, size=4, rows=4, **settings):
+    def __init__(self, wild=(), hard=(), partly=(), *, steps=True, size=4, rows=4, **settings):
         weight, dice, seen = nn.Parameter(torch.zeros(4)), np.random.default_rng(0), set()
         noise = dice.normal(0.0, 0.1, 300)
         loader = [(torch.full((rows,), number), torch.zeros(1).expand(size)) for number in range(300)]
@@ -266,7 +267,7 @@ class Exploding:
                     with torch.no_grad():
                         weight.fill_(number in wild)
                 usual = 2.0 if number < 10 else 1.0
-                loss = usual + noise[number] + 1.6 * (weight.mean() + (number in hard))
+                loss = usual + noise[number] + 1.6 * (weight.mean() + (number in hard) + 0.5 * (number in partly))
                 if steps:
                     adapter.step(loss)
                 else:
@@ -286,6 +287,13 @@ def test_each_explosion_of_the_weights_asks_for_more():
 
     assert run.found == [*START, (100, True, 0.5), (160, True, 0.25)]
     assert run.probes == [step for step in (100, 120, 160, 200, 240, 260) for _ in range(2)]
+
+
+def test_an_explosion_that_is_less_clear_keeps_the_rate():
+    """Of the first one a third of the rise stays: the gradient is clipped, and only the next one halves the rate."""
+    run = Exploding(wild=(100, 120, 160, 200), partly=(100,))
+
+    assert run.found == [*START, (100, True, math.inf), (120, True, 0.5), (200, True, 0.25)]
 
 
 def test_hard_batches_are_no_explosions():
