@@ -95,9 +95,9 @@ FAR_GROWN = 100.0
 they grow tenfold in eight."""
 
 LATENT, SWOLLEN_SHARE = 1000.0, 0.1
-"""How many times as large arrays are in a backup taken after the first steps, compared with the one before it or the
-last look, that holds the moments of a huge gradient; and their least share of all. Whatever made them so, its weights
-repeat their loss, and are lost with the next steps or hardly move."""
+"""How many times as large as in the backup before, or at the last look, arrays are that hold the moments of a huge
+gradient, after the first steps; and their least share of all. Whatever made them so, the weights repeat their loss, and
+then are lost with the next steps or hardly move."""
 
 
 @dataclass(eq=False)

@@ -419,13 +419,16 @@ def _spare_search(case: Case, model: LiveModel, jumped_from: int | None) -> Gene
     Where the first batch alone has a loss far beyond the start, and with the weights of its own backup, too, a sample
     of it has become bad since.
     """
-    first, *others = case.of_present or [case.known[0]]
-    is_far = case.is_exact and math.inf > case.of_present.get(first, 0.0) > MOST_UNTRAINED * case.start > 0
-    are_fine = others and all(case.rise_of_present(each) <= case.tolerance(each) for each in others)
-    if jumped_from is None and is_far and are_fine and first.can_be_put:
-        loss = yield from _draw(case, first, functools.partial(model.put, first))
+    known = [*case.of_present]
+    is_known = case.is_exact and jumped_from is None and len(known) > 1 and known[0].can_be_put
+    if (
+        is_known
+        and math.inf > case.of_present[known[0]] > MOST_UNTRAINED * case.start > 0
+        and all(case.rise_of_present(each) <= case.tolerance(each) for each in known[1:])
+    ):
+        loss = yield from _draw(case, known[0], functools.partial(model.put, known[0]))
         if loss > MOST_UNTRAINED * case.start and model.put_present():
-            del case.of_present[first]
+            del case.of_present[known[0]]
             return Finding("healthy", f"the weights are healthy: {case.present_text}; another one holds a bad sample")
     if case.rises and not case.is_sudden:
         return Finding("level", "training itself raises the loss")
@@ -478,9 +481,9 @@ def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[
 
 
 def _gain_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, float]:
-    """By how much more than asked a state is better on the batches of the time of the alarm than the weights of that
-    time, or whether than the present ones; -inf where it is worse on all. It is better unless data have changed: then
-    its batches have forgotten classes, or those of another season.
+    """By how much a state is better than is asked on the batches of the time of the alarm, compared with the weights of
+    that time or the present ones; -inf where it is worse on all, and infinite where nothing more is known. It is better
+    unless data have changed: then its batches have forgotten classes, or those of another season.
     """
     # One that is no higher than usual is from before the alarm, or says nothing of it.
     latest, later = [each for each in case.typical_latest if each.record > state.usual], case.known[-1]

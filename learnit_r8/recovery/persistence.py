@@ -276,7 +276,11 @@ class BackupTimer:
         before, self._beside = self._beside, beside
         swollen = [key for key, total in beside.items() if total > LATENT * before.get(key, math.inf) > 0]
         newest = self.backup.newest
-        if newest is not None and newest.updates >= 2 * FIRST and len(swollen) >= max(2, SWOLLEN_SHARE * len(beside)):
+        if not swollen or newest is None or newest.updates < 2 * FIRST:
+            return
+        # Running statistics are told of by their own rule.
+        swollen = [key for key in swollen if key not in self.variances.names]
+        if len(swollen) >= max(2, SWOLLEN_SHARE * len(beside)):
             step = self._announcer.where()[0]
             self._announcer.warn_once("swollen", SWOLLEN_TEXT.format(step, swollen[0], len(swollen) - 1))
 

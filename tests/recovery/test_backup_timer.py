@@ -1,5 +1,7 @@
 """The backup timer takes backups when they are due, of states in which every number is finite."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,34 @@ def test_a_look_does_not_wait():
 
     assert ask(timer, 104, {"model": {"w": np.full((8, 8), 0.01)}}, is_calm=False) == "model.w"
     assert ask(timer, 105, {"model": {"w": np.zeros((8, 8))}}, is_calm=False) == ""
+
+
+@pytest.mark.filterwarnings("ignore:.*unless that is intended")
+@pytest.mark.parametrize(("grown", "is_told"), [("opt_state", True), ("batch_stats", False)])
+def test_moments_that_swell_are_told_of_and_running_statistics_have_their_own_rule(grown, is_told):
+    """After a batch far out of range these are as large, and are put back."""
+    timer, heard = of(every=8)
+
+    def state(step):
+        sizes = {"opt_state": 1e-6 * (1 + 0.01 * step), "batch_stats": 1.0 + 0.01 * step}
+        if step == 40:
+            sizes[grown] *= 1e7
+        return {
+            "params": {"w": np.ones((8, 8))},
+            "opt_state": {
+                "mu": np.full(8, 1e-3),
+                "nu": np.full(8, sizes["opt_state"]),
+                "nu2": np.full(8, sizes["opt_state"]),
+            },
+            "batch_stats": {name: {"mean": np.ones(4), "var": np.full(4, sizes["batch_stats"])} for name in ("a", "b")},
+        }
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(0, 41, 8):
+            ask(timer, step, state(step))
+    said = [event.text for event in heard.of(events.Notice) if "beside the weights" in event.text]
+    assert bool(said) == is_told
 
 
 def taken_by(took, *, every=100, num_steps=100, per_step=0.01, first=0):
