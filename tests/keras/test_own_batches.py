@@ -275,7 +275,7 @@ def test_layers_unfrozen_between_fits_get_their_own_weights_back(units, after):
 
     assert "model restored once" in r8.summary()
     for layer, kernel in zip(layers, before, strict=True):
-        assert np.abs(layer.kernel - kernel).max() < 0.2
+        assert np.abs(layer.kernel - kernel).max() < 0.3
 
 
 def test_a_model_compiled_again_keeps_the_rate_of_its_new_optimizer():
