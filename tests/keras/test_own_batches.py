@@ -266,7 +266,7 @@ def test_layers_unfrozen_between_fits_get_their_own_weights_back(units, after):
     model = keras.Sequential([keras.Input((8,)), *layers, keras.layers.Dense(2)])
     layers[0].trainable = layers[1].trainable = False
     with R8Scheduler(scheduler_mode="keep") as r8:
-        for rate, others in ((0.1, []), (1e-3, [HurtsLayer(layers[2], after)])):
+        for rate, others in ((0.1, []), (5e-4, [HurtsLayer(layers[2], after)])):
             model.compile(keras.optimizers.SGD(rate, momentum=0.9), LOSS)
             before = [np.array(each.kernel) for each in layers]
             model.fit(X, Y, batch_size=8, epochs=2, verbose=0, callbacks=[R8Callback(r8), *others])
@@ -275,7 +275,7 @@ def test_layers_unfrozen_between_fits_get_their_own_weights_back(units, after):
 
     assert "model restored once" in r8.summary()
     for layer, kernel in zip(layers, before, strict=True):
-        assert np.abs(layer.kernel - kernel).max() < 0.3
+        assert np.abs(layer.kernel - kernel).max() < 0.2
 
 
 def test_a_model_compiled_again_keeps_the_rate_of_its_new_optimizer():
