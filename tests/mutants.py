@@ -207,7 +207,7 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/own/test_other_data.py -k rare", "the batches of a rare class are left out to the end"),
     ("recovery/state.py", "return is_kind and not is_absurd and", "return is_kind and",
      "torch/own/test_bad_batches.py -k no_absurd", "bad batches are learned from once there were three of them"),
-    ("recovery/experiment.py", "return sum(excess for excess, _ in found)", "return 1.0",
+    ("recovery/experiment.py", "return sum(excess for excess, *_ in found)", "return 1.0",
      "recovery/test_experiment.py -k usual_level", "a model that follows its data is put back"),
     ("recovery/experiment.py", "            found = others\n", "            pass\n",
      "recovery/test_experiment.py -k hard_one", "one hard batch keeps damaged weights"),

@@ -488,18 +488,18 @@ def _gain_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, 
     # One that is no higher than usual is from before the alarm, or says nothing of it.
     latest, later = [each for each in case.typical_latest if each.record > state.usual], case.known[-1]
     if case.is_exact and latest:
-        found: list[tuple[float, float]] = []
+        found: list[tuple[float, float, float]] = []
         for each in latest:
             rise = each.record - state.usual
             gain = each.record - (yield from _draw(case, each, functools.partial(model.put, state)))
-            found.append((gain - SHARE_OF_GAIN * rise, rise))
-            if len(found) == FEW_LATEST and all(excess <= -SHARE_OF_GAIN * rise for excess, rise in found):
+            found.append((gain - SHARE_OF_GAIN * rise, gain, rise))
+            if len(found) == FEW_LATEST and all(gain <= 0 for _, gain, _ in found):
                 return -math.inf
         _, *others = sorted(found)
-        if len(others) > 1 and sum(rise for _, rise in others) > LEAST_RISE * abs(state.usual) * len(others):
+        if len(others) > 1 and sum(rise for *_, rise in others) > LEAST_RISE * abs(state.usual) * len(others):
             # The first may be a hard batch, whose loss outweighs all others; they have risen, too.
             found = others
-        return sum(excess for excess, _ in found)
+        return sum(excess for excess, *_ in found)
     if not (case.is_exact and later.updates > state.updates and later.is_typical and math.isfinite(later.record)):
         return math.inf
     loss = yield from _draw(case, later, functools.partial(model.put, state))

@@ -279,7 +279,8 @@ class BackupTimer:
         if not swollen or newest is None or newest.updates < 2 * FIRST:
             return
         # Running statistics are told of by their own rule.
-        swollen = [key for key in swollen if key not in self.variances.names]
+        statistics = {*self.variances.names}
+        swollen = [key for key in swollen if key not in statistics]
         if len(swollen) >= max(2, SWOLLEN_SHARE * len(beside)):
             step = self._announcer.where()[0]
             self._announcer.warn_once("swollen", SWOLLEN_TEXT.format(step, swollen[0], len(swollen) - 1))

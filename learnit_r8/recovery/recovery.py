@@ -269,13 +269,13 @@ class RecoveryController:
         state, updates, progress = self.state, self.lineage.updates, self.lineage.progress
         is_level_due = not updates % LOOK_EVERY
         last = [*progress.recent][-BEFORE_RISE:]
-        earlier, high = last[:-SINCE_LOOK], max(last[1 - SINCE_LOOK :])
+        earlier, latest = last[:-SINCE_LOOK], last[1 - SINCE_LOOK :]
+        high = max(latest)
         if len(last) == BEFORE_RISE and high > max(earlier):
             self.early.tell_far_above(high)
-            is_split = min(last[1 - SINCE_LOOK :]) > max(earlier)
             # The last two are high where a rectifier hides NaN; one alone where a batch ruins running statistics.
             high = high if state.variances.last else min(last[-2:])
-            if is_split or high > 2 * max(earlier) - median_of(earlier):
+            if min(latest) > max(earlier) or high > 2 * max(earlier) - median_of(earlier):
                 # A backup of weights under suspicion would take the place of another one.
                 self._persistence.look_at_weights(backs_up=False)
         if state.num_equal >= EQUAL_LOSSES - 1:
