@@ -26,7 +26,7 @@ import numpy as np
 
 from ..table.trend import median
 from .backups import Backup
-from .progress import FAR_ABOVE, MOST_OF_RECORD, WORSE
+from .progress import EARLY_UPDATES, FAR_ABOVE, MOST_OF_RECORD, WORSE
 
 if TYPE_CHECKING:
     from ..sources.ticket import Ticket
@@ -363,17 +363,32 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     may_drift = case.alarm is Alarm.FELL or (case.may_drift and case.alarm is not Alarm.NOT_FINITE)
-    is_sure = jumped_from is not None or not (may_drift and has_present)
-    if newest is not None and not is_sure:
-        better = yield from _find_better_now(case, model, newest)
-        if better is None and model.put_present():
+    if newest is not None and may_drift and has_present and jumped_from is None:
+        newest = yield from _find_better_now(case, model, newest)
+        if newest is None:
             return Finding("level", OTHER_DATA, None, tested)
-        newest = better or newest
-    if newest is not None and not newest.updates and not has_present:
+    if newest is not None and newest.updates:
+        newest = yield from _none_above_untrained(case, model, newest)
+    elif newest is not None and not has_present:
         newest = yield from _newest_above(case, model, newest, tested)
     if newest is None or not model.put(newest):
         return Finding("lost", "no state could be restored", None, tested)
     return Finding("restored", "the weights were damaged", newest, tested)
+
+
+def _none_above_untrained(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, Backup]:
+    """The state, or the newest one before it whose losses were not far above those of the untrained model, where these
+    are far lower on its batch: in the first steps it may be damaged already, and repeat its record.
+    """
+    first = case.known[0]
+    is_above = case.may_drift and state.replayed > FAR_ABOVE * first.record and state.updates <= EARLY_UPDATES
+    if not (is_above and case.is_exact and first.can_be_put and not first.updates):
+        return state
+    most = FAR_ABOVE * (yield from _draw(case, state, functools.partial(model.put, first)))
+    if not most < state.replayed:
+        return state
+    before = [each for each in case.known if each.can_be_put and 0 < each.updates < state.updates]
+    return next((each for each in reversed(before) if max(each.usual, each.record) <= most), first)
 
 
 def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
@@ -467,7 +482,7 @@ def _stay(
 
 def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[Backup, float, Backup | None]:
     """The newest of a state and the trained ones before it that is better now; None if none is. The first of them may
-    be damaged already, though it repeats its record.
+    be damaged already, though it repeats its record. Any is better than weights that have lost what they just had.
     """
     older = [each for each in reversed(case.known) if each.can_be_put and 0 < each.updates < newest.updates]
     for state in (newest, *older[:NUM_OLDER]):
@@ -477,7 +492,18 @@ def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[
         if gain == -math.inf:
             # It was not even a little better, and data that drift make an older one worse.
             break
-    return None
+    return newest if not model.put_present() or (yield from _has_lost_last(case, newest)) else None
+
+
+def _has_lost_last(case: Case, state: Backup) -> Generator[Backup, float, bool]:
+    """Whether the present weights are far worse on the last batch before the alarm than they were: data do not change
+    within so few steps.
+    """
+    rise = SHARE_OF_RISE * (case.level - state.usual)
+    last = next((each for each in reversed(case.typical_latest) if each.record <= state.usual + rise), None)
+    if last is None or not case.is_exact:
+        return False
+    return not (yield from _draw(case, last)) <= last.record + rise
 
 
 def _gain_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, float]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -631,6 +632,7 @@ class RecoveryController:
         if earlier and earlier[-1].can_be_put and (repeat is not None or self.experiment.can_probe):
             self.live.begin()
             low = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
+            low = -math.inf if explosions.repeats else low
             self._run(Case(Alarm.EXPLODED), draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
 
     def _end_search(self) -> None:
@@ -692,7 +694,7 @@ class RecoveryController:
         self._remedies.tell_noise(finding.tested)
         if case.of_untrained:
             # Of several batches, and of what their losses mean by now.
-            self.lineage.progress.untrained = sum(case.of_untrained.values()) / len(case.of_untrained)
+            self.lineage.progress.untrained = self.lineage.progress.record = fmean(case.of_untrained.values())
         if case.alarm is Alarm.WILD:
             self.early.note_change(finding.tested[0])
         elif case.alarm is Alarm.EXPLODED and finding.verdict == "healthy":

@@ -328,8 +328,9 @@ class Remedies:
         lineage, limit, norms, step = self._state.lineage, self._state.limit, self._state.norms, self._live.step
         explosions, usual = lineage.explosions, median_of(batch.recent)
         share = (batch.record - batch.replayed) / (batch.record - usual)
-        explosions.take(min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0, lineage.updates)
-        if explosions.are_of_batches and explosions.num_calmed and not self._state.incidents.num_restored:
+        share, num_drawn = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0, 2 - math.isnan(batch.noise)
+        explosions.take(share, lineage.updates, num_drawn)
+        if explosions.are_of_batches and explosions.num_calmed == 1 and not self._state.incidents.num_restored:
             explosions.num_calmed = 0
             norms.forget()
             if limit.ceiling < math.inf:

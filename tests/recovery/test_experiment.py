@@ -573,20 +573,22 @@ def test_a_state_must_bring_the_last_batches_back_to_the_usual_level(on_latest, 
     assert drive(investigate(case, lab), answer).verdict == verdict
 
 
-def verdict_on_latest(known, records, on_state):
+def verdict_on_latest(known, records, on_state, on_present=None):
     """What is found where all states repeat their records, and these are the losses of the last batches.
 
     Args:
         known: The states.
         records: The losses of the last batches as they were trained on.
         on_state: Those of the same batches by the updates of a state, for those that are asked for.
+        on_present: Those with the present weights; by default as they were.
     """
     latest = [Backup(0, 0, witness=[np.arange(2)], losses=[record]) for record in records]
     lab = FakeLab()
 
     def answer(backup):
         if any(backup is each for each in latest):
-            return on_state[lab.current.updates][latest.index(backup)]
+            place = latest.index(backup)
+            return on_state[lab.current.updates][place] if lab.current is not None else (on_present or records)[place]
         return 20.0 if lab.current is None else backup.record
 
     found = drive(investigate(case_of(known, Alarm.SPIKE, may_drift=True, latest=latest), lab), answer)
@@ -610,6 +612,37 @@ def test_a_last_batch_from_before_the_rise_tells_nothing():
     known = backups(4)
 
     assert verdict_on_latest(known, [known[-1].usual], {150: [known[-1].usual]}) == ("restored", 150)
+
+
+def test_weights_that_have_lost_the_last_batch_are_put_back():
+    """It was usual just before the alarm: data do not change so fast, whatever batches of before say of old states."""
+    on_state, records = {updates: [3.0] * 4 for updates in (150, 100, 50)}, [2.2, 1.8, 1.1, 20.0]
+
+    assert verdict_on_latest(backups(4), records, on_state)[0] == "level"
+    assert verdict_on_latest(backups(4), records, on_state, [2.2, 1.8, 8.0, 20.0])[0] == "level"
+    assert verdict_on_latest(backups(4), records, on_state, [2.2, 1.8, 15.0, 20.0]) == ("restored", 150)
+
+
+@pytest.mark.parametrize(
+    ("on_untrained", "more", "updates"),
+    [(2.0, {}, 20), (6.0, {}, 40), (2.0, {"may_drift": False}, 40), (2.0, {"is_exact": False}, 40)],
+)
+def test_a_state_far_above_the_untrained_one_is_not_gone_on_from(on_untrained, more, updates):
+    """Though it repeats its record: in the first steps it may be damaged already. The untrained weights decide."""
+    known = [Backup(n, n, recent=(), witness=[np.arange(2)], losses=[2.0], is_proven=True) for n in (0, 20, 30, 40)]
+    for each, losses in zip(known[2:], ([4.0], [7.0]), strict=True):
+        each.losses, each.recent = losses, tuple(losses * 32)
+    known[1].recent = (2.0, 2.1) * 16
+    lab = FakeLab()
+
+    def answer(witness):
+        if lab.current is None:
+            return 50.0
+        return on_untrained if not lab.current.updates and witness.updates else witness.record
+
+    found = drive(investigate(case_of(known, level=50.0, **({"may_drift": True} | more)), lab), answer)
+
+    assert (found.verdict, found.backup.updates) == ("restored", updates)
 
 
 def test_an_older_state_is_tried_where_the_newest_is_no_better_on_the_last_batches():
