@@ -496,12 +496,12 @@ def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[
 
 
 def _has_lost_last(case: Case, state: Backup) -> Generator[Backup, float, bool]:
-    """Whether the present weights are far worse on the last batch before the alarm than they were: data do not change
-    within so few steps.
+    """Whether the present weights are far worse on the last batch before a sudden alarm than they were: data do not
+    change so fast.
     """
     rise = SHARE_OF_RISE * (case.level - state.usual)
     last = next((each for each in reversed(case.typical_latest) if each.record <= state.usual + rise), None)
-    if last is None or not case.is_exact:
+    if last is None or not (case.is_exact and case.is_sudden):
         return False
     return not (yield from _draw(case, last)) <= last.record + rise
 
