@@ -49,8 +49,9 @@ FAR_ABOVE, MOST_OF_RECORD = 1.5, 10.0
 """Times the loss of the untrained model from which the median of `FIRST` losses is looked into, and most of that loss
 as a multiple of the first batch's, which may be an easy one."""
 
-LEVEL_ABOVE = (FIRST, 1.0), (LOOK_EVERY, 0.7)
-"""Losses whose median is compared with that, and spreads of theirs by which it must be above; later, and at first."""
+LEVEL_ABOVE = (LOOK_EVERY, 0.7), (FIRST, 1.0)
+"""Losses whose median is compared with that, and spreads of theirs by which it must be above: in the first steps, and
+at every `LOOK_EVERY`-th update."""
 
 MODERATE, LASTING = 10.0, 3
 """Where little has been learned, losses may rise before they fall, as with a codebook or a target that is learned
@@ -366,15 +367,13 @@ class Progress(SavedFields):
         if updates < self.above_from or not self.untrained > 0 or len(self.recent) < FIRST:
             return False
         is_above = self.has_jumped
-        is_early = updates <= EARLY_UPDATES
-        if not is_above and (is_early or not updates % LOOK_EVERY):
+        is_due = not updates % LOOK_EVERY
+        if not is_above and (is_due or updates <= EARLY_UPDATES):
             # The median of some losses may be above by chance: it must be so by twice its standard error, and nearly
-            # all of the last ones. In the first steps each look counts, as at far too high rates they are lost.
-            losses, (count, spreads) = list(self.recent)[-LOOK_EVERY:], LEVEL_ABOVE[is_early]
+            # all of the last ones. In the first steps more of them tell at each look, as each step is lost.
+            losses, (count, spreads) = list(self.recent)[-LOOK_EVERY:], LEVEL_ABOVE[is_due]
             level = median_of(losses[-count:]) - spreads * spread_of(losses[-count:])
             is_above = level > FAR_ABOVE * self.untrained and sorted(losses)[1] > self.untrained
-            # All but the very first loss may be those of ruined weights.
-            is_above |= is_early and min(losses) > FAR_ABOVE * self.record
             is_above &= len(losses) == LOOK_EVERY
         if not is_above:
             return False

@@ -694,7 +694,7 @@ class RecoveryController:
         self._remedies.tell_noise(finding.tested)
         if case.of_untrained:
             # Of several batches, and of what their losses mean by now.
-            self.lineage.progress.untrained = self.lineage.progress.record = fmean(case.of_untrained.values())
+            self.lineage.progress.untrained = fmean(case.of_untrained.values())
         if case.alarm is Alarm.WILD:
             self.early.note_change(finding.tested[0])
         elif case.alarm is Alarm.EXPLODED and finding.verdict == "healthy":
