@@ -228,7 +228,7 @@ MUTANTS = [Mutant(*each) for each in (
      "not model.put_present()", "recovery/test_experiment.py -k lost_the_last", "weights that have exploded stay"),
     ("recovery/state.py", "batch.updates >= self.wait_until and may_cost", "batch.updates >= self.wait_until",
      "recovery/test_state.py -k cost_few", "healthy losses that explode cost one batch in sixty"),
-    ("recovery/recovery.py", "-math.inf if explosions.repeats else low", "low",
+    ("recovery/recovery.py", "-math.inf if explosions.repeats else half", "half",
      "torch/test_remedies.py -k asks_for_more", "each explosion is drawn twice"),
     ("recovery/remedies.py", "explosions.num_calmed == 1 and", "explosions.num_calmed and",
      "torch/test_remedies.py -k undone", "a rate that is too high comes back"),

@@ -500,10 +500,10 @@ def _has_lost_last(case: Case, state: Backup) -> Generator[Backup, float, bool]:
     change so fast.
     """
     rise = SHARE_OF_RISE * (case.level - state.usual)
-    last = next((each for each in reversed(case.typical_latest) if each.record <= state.usual + rise), None)
-    if last is None or not (case.is_exact and case.is_sudden):
+    usual = [each for each in case.typical_latest if each.record <= state.usual + rise]
+    if not (usual and case.is_exact and case.is_sudden):
         return False
-    return not (yield from _draw(case, last)) <= last.record + rise
+    return not (yield from _draw(case, usual[-1])) <= usual[-1].record + rise
 
 
 def _gain_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, float, float]:

@@ -631,8 +631,8 @@ class RecoveryController:
         repeat = repeat if repeat is not None and repeat.holds(batch.witness[0]) else None
         if earlier and earlier[-1].can_be_put and (repeat is not None or self.experiment.can_probe):
             self.live.begin()
-            low = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
-            low = -math.inf if explosions.repeats else low
+            half = batch.record - OF_WEIGHTS * (batch.record - median_of(batch.recent))
+            low = -math.inf if explosions.repeats else half
             self._run(Case(Alarm.EXPLODED), draw_with_earlier(batch, earlier[-1], self.live, low=low), repeat)
 
     def _end_search(self) -> None:

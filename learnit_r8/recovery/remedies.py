@@ -319,7 +319,7 @@ class Remedies:
 
         The first time the rate is halved only where next to all of the rise is gone with weights from before. Most of
         these explosions pass without a trace that a test of the weights would see. Where they prove to be due to their
-        batches, what was done is undone.
+        batches, what was done once is undone.
 
         Args:
             batch: The batch of an explosion, drawn again with weights from before.
@@ -328,8 +328,9 @@ class Remedies:
         lineage, limit, norms, step = self._state.lineage, self._state.limit, self._state.norms, self._live.step
         explosions, usual = lineage.explosions, median_of(batch.recent)
         share = (batch.record - batch.replayed) / (batch.record - usual)
-        share, num_drawn = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0, 2 - math.isnan(batch.noise)
-        explosions.take(share, lineage.updates, num_drawn)
+        share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+        # Its noise is known only where it was drawn twice.
+        explosions.take(share, lineage.updates, 1 if math.isnan(batch.noise) else 2)
         if explosions.are_of_batches and explosions.num_calmed == 1 and not self._state.incidents.num_restored:
             explosions.num_calmed = 0
             norms.forget()
