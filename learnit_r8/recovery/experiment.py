@@ -62,7 +62,8 @@ tells nothing; the share of the rise that must be gone there with a state for th
 the usual loss the others must have risen for the worst of them not to count."""
 
 FEW_LATEST, NUM_OLDER = 2, 2
-"""Of the last batches, how many are enough for a state that is worse on all; and how many older states are tried."""
+"""Of the last batches, how many are enough for a state that is worse, or far better, on all; and how many older states
+are tried."""
 
 MOST_OF_LEVEL = 3.0
 """Times the level of the last losses beyond which the loss of an old batch tells of other data, not of damage."""
@@ -175,6 +176,11 @@ class Case:
         """How far the present weights are above the record of a witness; -inf where that is not known."""
         loss = self.of_present.get(backup, math.nan)
         return loss - self.record(backup) if math.isfinite(loss) else -math.inf
+
+    @property
+    def is_present_damaged(self) -> bool:
+        """Whether no loss with the present weights is finite, or they are known to be damaged without one."""
+        return bool(self.of_present) and all(loss == math.inf for loss in self.of_present.values())
 
     @property
     def present_text(self) -> str:
@@ -514,15 +520,20 @@ def _gain_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, 
     # One that is no higher than usual is from before the alarm, or says nothing of it.
     latest, later = [each for each in case.typical_latest if each.record > state.usual], case.known[-1]
     if case.is_exact and latest:
+        high = LEAST_RISE * abs(state.usual)
         found: list[tuple[float, float, float]] = []
-        for each in latest:
+        # Where the weights are known to be damaged, the last of them is enough: that has raised it most.
+        few, ordered = (1, latest[::-1]) if case.is_present_damaged else (FEW_LATEST, latest)
+        for each in ordered:
             rise = each.record - state.usual
             gain = each.record - (yield from _draw(case, each, functools.partial(model.put, state)))
             found.append((gain - SHARE_OF_GAIN * rise, gain, rise))
             if len(found) == FEW_LATEST and all(gain <= 0 for _, gain, _ in found):
                 return -math.inf
+            if len(found) == few and all(excess > 0 and rise > high for excess, _, rise in found):
+                return math.inf
         _, *others = sorted(found)
-        if len(others) > 1 and sum(rise for *_, rise in others) > LEAST_RISE * abs(state.usual) * len(others):
+        if len(others) > 1 and sum(rise for *_, rise in others) > high * len(others):
             # The first may be a hard batch, whose loss outweighs all others; they have risen, too.
             found = others
         return sum(excess for excess, *_ in found)

@@ -236,7 +236,7 @@ class RecoveryController:
         if tells and self.watches_explosions and progress.has_exploded:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
             batch = Backup(self.live.step, lineage.updates, recent=(*recent,)[:-1], witness=[item], losses=[loss])
-            state.is_look_due = lineage.explosions.note(batch) or state.is_look_due
+            state.is_look_due = lineage.explosions.note(batch, self._incidents.num_probes) or state.is_look_due
         elif tells and self._sentry.watches_level and progress.stands_alone:
             self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0], loss))
         if self.is_early and (state.is_look_due or state.early.changes or state.early.is_compared):
@@ -752,8 +752,7 @@ class RecoveryController:
     def _best_of_test(self) -> Any:
         """While backups are tested: the state set aside, or a backup that is better; None if there is neither."""
         case, present = self.experiment.case, self.live.present
-        better, losses = case.better_than_present(), case.of_present.values()
-        is_damaged = bool(losses) and all(loss == math.inf for loss in losses)
+        better, is_damaged = case.better_than_present(), case.is_present_damaged
         if better is None and present is not None:
             # Of the state set aside nothing is known but the loss of the alarm, or that it is damaged.
             return self.live.current if self.experiment.has_held or is_damaged else present

@@ -330,7 +330,7 @@ class Remedies:
         share = (batch.record - batch.replayed) / (batch.record - usual)
         share = min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
         # Its noise is known only where it was drawn twice.
-        explosions.take(share, lineage.updates, 1 if math.isnan(batch.noise) else 2)
+        explosions.take(share, lineage.updates, is_twice=not math.isnan(batch.noise))
         if explosions.are_of_batches and explosions.num_calmed == 1 and not self._state.incidents.num_restored:
             explosions.num_calmed = 0
             norms.forget()

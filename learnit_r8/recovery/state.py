@@ -112,8 +112,8 @@ one; that below which they are due to their batches; and how many must have been
 wrong labels, where now and then a first one is .5; measured in benchmarks/explosions.py and benchmarks/natural.py."""
 
 MOST_DRAWN, MOST_SHARE_DRAWN = 4, 0.01
-"""Most batches that are drawn again while explosions mostly are not due to the weights, or as a share of the updates:
-healthy losses that explode cost no more."""
+"""Probes of any kind after which explosions that mostly are not due to the weights are no longer tested, or as a share
+of the updates: healthy losses that explode cost no more."""
 
 SAVED_OF_INCIDENT = (
     "step", "reason", "kind", "cause", "findings", "num_refused", "num_probes", "num_restored", "num_left_out",
@@ -206,7 +206,6 @@ class Explosions(SavedFields):
         shares: The shares of the last ones that were tested, in [0, 1].
         num_new: How many were due to the weights since anything was done about them.
         num_calmed: How often anything was.
-        num_drawn: Draws of their batches.
         repeats: Whether a batch that was drawn twice had the same loss both times: then once is enough.
         gap: How many times longer than at first none is tested after one that is due to its batch; doubled by each.
         wait_until: Updates from which one is tested again.
@@ -217,28 +216,28 @@ class Explosions(SavedFields):
     shares: deque[float] = field(default_factory=lambda: deque(maxlen=EXPLOSIONS_KEPT))
     num_new: int = 0
     num_calmed: int = 0
-    num_drawn: int = 0
     repeats: bool = False
     gap: int = 1
     wait_until: int = 0
     batch: Backup | None = field(default=None, metadata=NOT_SAVED)
 
-    def note(self, batch: Backup) -> bool:
-        """Note the batch of one, which nothing can be tested with if it was not kept; returns whether it is tested."""
+    def note(self, batch: Backup, num_probes: int) -> bool:
+        """Note the batch of one, which nothing can be tested with if it was not kept, after so many probes of any kind;
+        returns whether it is tested.
+        """
         self.exploded_at = batch.updates
-        is_cheap = self.num_drawn < max(MOST_DRAWN, MOST_SHARE_DRAWN * batch.updates)
+        is_cheap = not self.shares or num_probes < max(MOST_DRAWN, MOST_SHARE_DRAWN * batch.updates)
         may_cost = is_cheap or median_of(self.shares) >= OF_WEIGHTS
         is_tested = batch.witness[0] is not None and batch.updates >= self.wait_until and may_cost
         self.batch = batch if is_tested else None
         return is_tested
 
-    def take(self, share: float, updates: int, num_drawn: int = 1) -> None:
-        """Take the share of one that was tested after so many updates, with so many draws of its batch."""
+    def take(self, share: float, updates: int, *, is_twice: bool = False) -> None:
+        """Take the share of one that was tested after so many updates, and whether its batch was drawn twice."""
         self.shares.append(share)
-        self.num_drawn += num_drawn
         if share >= OF_WEIGHTS:
             # A loss that was not the same twice has a share of 0.
-            self.repeats = self.repeats or num_drawn > 1
+            self.repeats = self.repeats or is_twice
             self.num_new, self.gap = self.num_new + 1, 1
         else:
             self.wait_until, self.gap = updates + LOOK_EVERY * self.gap, 2 * self.gap

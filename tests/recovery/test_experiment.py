@@ -573,7 +573,7 @@ def test_a_state_must_bring_the_last_batches_back_to_the_usual_level(on_latest, 
     assert drive(investigate(case, lab), answer).verdict == verdict
 
 
-def verdict_on_latest(known, records, on_state, on_present=None):
+def verdict_on_latest(known, records, on_state, on_present=None, **state_of_model):
     """What is found where all states repeat their records, and these are the losses of the last batches.
 
     Args:
@@ -581,9 +581,10 @@ def verdict_on_latest(known, records, on_state, on_present=None):
         records: The losses of the last batches as they were trained on.
         on_state: Those of the same batches by the updates of a state, for those that are asked for.
         on_present: Those with the present weights; by default as they were.
+        state_of_model: For `FakeLab`.
     """
     latest = [Backup(0, 0, witness=[np.arange(2)], losses=[record]) for record in records]
-    lab = FakeLab()
+    lab = FakeLab(**state_of_model)
 
     def answer(backup):
         if any(backup is each for each in latest):
@@ -605,6 +606,29 @@ def test_one_of_the_last_batches_may_be_a_hard_one(with_newest, verdict):
     found, _ = verdict_on_latest(backups(4), [6.0, 3.0, 3.5, 2.5], {150: with_newest, 100: others, 50: others})
 
     assert found == verdict
+
+
+@pytest.mark.parametrize(
+    ("records", "with_oldest", "verdict"),
+    [
+        ([3.0] * 4, [1.0, 1.0], "restored"),
+        ([3.0] * 4, [2.9, 1.0], "level"),
+        ([1.4, 1.3, 3.0, 3.0], [0.9, 0.9], "level"),
+    ],
+)
+def test_two_last_batches_that_are_far_better_are_enough(records, with_oldest, verdict):
+    """If both had risen by half of what is usual; each further one costs the loop a batch."""
+    on_state = {150: [*with_oldest, 9.0, 9.0], 100: [9.0] * 4, 50: [9.0] * 4}
+
+    assert verdict_on_latest(backups(4), records, on_state)[0] == verdict
+
+
+@pytest.mark.parametrize(("with_newest", "verdict"), [(1.0, "restored"), (2.9, "level")])
+def test_the_last_batch_is_enough_where_weights_have_swollen(with_newest, verdict):
+    """They are known to be damaged, without a test of theirs; that the data have not changed is all that is asked."""
+    on_state = {150: [9.0, 9.0, 9.0, with_newest], 100: [9.0] * 4, 50: [9.0] * 4}
+
+    assert verdict_on_latest(backups(4), [3.0] * 4, on_state, swollen=True)[0] == verdict
 
 
 def test_a_last_batch_from_before_the_rise_tells_nothing():

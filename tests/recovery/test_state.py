@@ -106,27 +106,27 @@ def explosion(updates):
     return Backup(updates, updates, witness=[np.arange(4)], losses=[9.0])
 
 
-@pytest.mark.parametrize(("shares", "updates"), [((0.3, 0.5, 0.3, 0.3), 500), ((0.5, 0.4, 0.6, 0.5), 100)])
-def test_healthy_losses_that_explode_cost_few_draws(shares, updates):
-    """Four, or one in a hundred updates, unless most of them are due to the weights; on file, too."""
+@pytest.mark.parametrize(("shares", "few"), [((), True), ((0.3, 0.5, 0.3), False), ((0.5, 0.4, 0.6), True)])
+def test_healthy_losses_that_explode_cost_few_probes(shares, few):
+    """Four of any kind, or one in a hundred updates, unless most are due to the weights; the first is always tested."""
     explosions, again = Explosions(), Explosions()
     for share in shares:
-        explosions.take(share, 0, 1 + (share == shares[1]))
+        explosions.take(share, 0)
     again.load_state_dict(explosions.state_dict())
 
-    assert explosions.num_drawn == 5
     for each in (explosions, again):
-        assert each.note(explosion(updates + 1))
-        assert each.note(explosion(updates)) is (updates == 100)
+        assert each.note(explosion(100), 3)
+        assert each.note(explosion(501), 5)
+        assert each.note(explosion(500), 5) is few
 
 
 def test_a_batch_that_repeats_its_loss_need_not_be_drawn_twice_again():
     """That is known from one that was, and whose loss was due to the weights: the share of others is 0 for noise."""
     explosions = Explosions()
-    explosions.take(0.0, 0, 2)
+    explosions.take(0.0, 0, is_twice=True)
     explosions.take(0.9, 0)
     assert not explosions.repeats
-    explosions.take(0.9, 0, 2)
+    explosions.take(0.9, 0, is_twice=True)
     assert explosions.repeats
 
 
