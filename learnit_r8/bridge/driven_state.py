@@ -17,8 +17,21 @@ import numpy as np
 
 from ..sources.random_generators import random_state, set_random_state
 from ..state import codec
-from ..state.callbacks import OWN, Callbacks
-from ..state.tree import LeftOut, fit, hold, is_holder, is_key, map_leaves, nnx_of, not_finite, open_node, pack, unpack
+from ..state.callbacks import IS_WEIGHT, OWN, Callbacks
+from ..state.tree import (
+    LeftOut,
+    fit,
+    hold,
+    is_holder,
+    is_key,
+    is_module,
+    map_leaves,
+    nnx_of,
+    not_finite,
+    open_node,
+    pack,
+    unpack,
+)
 
 if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
@@ -57,11 +70,16 @@ class DrivenState:
         self._holders: list[Any] = []
         self._variables: list[Any] = []
         self._before: list[Any] | None = None
+        # Beginnings of the keys of networks.
+        self._modules: tuple[str, ...] = ()
 
     def callbacks(self) -> Callbacks:
         """The callbacks that a scheduler adopts."""
         collect = None if self._gather is None else self.collect
-        return Callbacks(self.save, self.load, self.read, collect, undo=self.undo)
+        return Callbacks(self.save, self.load, self.read, collect, undo=self.undo, is_weight=self._is_weight)
+
+    def _is_weight(self, key: str) -> bool:
+        return bool(IS_WEIGHT(key)) or (key.startswith(self._modules) and "opt" not in key)
 
     @property
     def has_model(self) -> bool:
@@ -130,7 +148,11 @@ class DrivenState:
 
         The random generators of the process go with it.
         """
-        leaves, make = take_apart(self._live())
+        live = self._live()
+        node = None if is_module(live) else open_node(live)
+        parts = {"state.": live} if node is None else {f"state.{name}.": part for name, part in node.parts.items()}
+        self._modules = tuple(name for name, part in parts.items() if is_module(part))
+        leaves, make = take_apart(live)
         # A copy of a state has the same function: it holds on to no leaf.
         return {"state": leaves, "form": LeftOut("a function", make), "random": random_state()}
 

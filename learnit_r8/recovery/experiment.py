@@ -167,10 +167,14 @@ class Case:
 
     @property
     def typical_latest(self) -> list[Backup]:
-        """The last batches that are not far worse than all that is usual, where the data may be others by now."""
+        """The last batches that are not far worse than all that is usual, where the data may be others by now.
+
+        None of them where the weights have changed at once: without a rise, all were trained on before that.
+        """
         # The start is not known once losses have meant something else.
         most = MOST_UNTRAINED * float(np.fmax(self.start, self.level))
-        return [each for each in self.latest if self.may_drift and each.record <= most]
+        tells = self.may_drift and self.alarm is not Alarm.CHANGED
+        return [each for each in self.latest if tells and each.record <= most]
 
     def rise_of_present(self, backup: Backup) -> float:
         """How far the present weights are above the record of a witness; -inf where that is not known."""

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from .._validation import whole_number
 from ..events.bus import Announcer
 from ..schedules.budget import Budget
 from ..state import tree
-from ..state.callbacks import Callbacks, call_load, call_save, join_callbacks, keeps_model
+from ..state.callbacks import IS_WEIGHT, Callbacks, call_load, call_save, join_callbacks, keeps_model
 from ..state.generations import Generations
 from ..state.run_config import RunConfig
 from ..state.saver import CheckpointSaver, check_folder
@@ -70,9 +69,6 @@ CHANGED = (
     "write or a fault of the memory has changed it. If nothing is restored, restore_backup() goes back."
 )
 
-IS_WEIGHT = re.compile(r"(?!.*opt)(model|(.*\.)?params)\.").match
-"""Whether a dotted key of a state is that of a weight, as adapters name them, and no number of an optimizer's."""
-
 NO_MEMORY = 2**62
 """Stands for the microseconds of a backup for which there was no memory."""
 
@@ -102,6 +98,7 @@ class BackupTimer:
         clean_step: Steps reported when every number of the model was last found finite; -1 before that.
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
+        is_weight: Whether a dotted key of the state is that of a weight.
         num_lasting: How often each array was damaged again, see `note_lasting`.
         variances: Finds running statistics that a batch has ruined.
         peaks: The largest number in each array of weights at the last look.
@@ -119,6 +116,7 @@ class BackupTimer:
         self.clean_step = -1
         self.meant: set[str] = set()
         self.not_healed: frozenset[str] = frozenset()
+        self.is_weight: Callable[[str], object] = IS_WEIGHT
         self._agreement = agreement or Agreement()
         self._announcer = announcer
         self._is_first = True
@@ -272,7 +270,7 @@ class BackupTimer:
         """Tell of numbers beside the weights that have become far larger at once: no loss shows it. The sum of a single
         array may be next to 0 by chance.
         """
-        beside = {each.key: each.total.real for each in sums if not IS_WEIGHT(each.key)}
+        beside = {each.key: each.total.real for each in sums if not self.is_weight(each.key)}
         before, self._beside = self._beside, beside
         swollen = [key for key, total in beside.items() if total > LATENT * before.get(key, math.inf) > 0]
         newest = self.backup.newest
@@ -316,7 +314,7 @@ class BackupTimer:
         last look, and no other one three times; "" if there is none. Too large an update changes more of them, where
         what is trained is trained in rows.
         """
-        weights = tree.weights_in(sums, IS_WEIGHT)
+        weights = tree.weights_in(sums, self.is_weight)
         peaks, highest = tree.peaks_of(weights), max(self.peaks.values(), default=0.0)
         before = {key: highest for key, peak in self.peaks.items() if peak}
         found, newest = tree.outgrown(weights, peaks, before, least=BEYOND), self.backup.newest
@@ -338,15 +336,21 @@ class BackupTimer:
         """The name of a matrix of weights that has become next to 0 after the first steps, or of weights far beyond
         all were; "" if there is none. It is told, as losses need not show it, and it may be meant.
         """
-        newest, grown = self.backup.newest, tree.outgrown(weights, peaks, before, least=FAR_CHANGED)
-        if newest is None or newest.updates < EARLY_UPDATES or self._agreement.ranks is not None:
+        newest, step = self.backup.newest, self._announcer.where()[0]
+        if newest is None or self._agreement.ranks is not None:
+            return ""
+        # Before that, whoever starts a layer anew means it.
+        if step < EARLY_UPDATES or 2 * newest.updates < EARLY_UPDATES:
             return ""
         fallen = (each for each, peak in peaks.items() if peak < NEAR_ZERO * before.get(each, 0.0))
         key = next(filter(lambda each: is_matrix(weights[each]), fallen), "")
-        if not key and grown is not None and grown.num >= max(2, FEW_CHANGED * grown.size):
+        # Weights of the first steps grow so fast.
+        is_old = not key and newest.updates >= EARLY_UPDATES
+        grown = tree.outgrown(weights, peaks, before, least=FAR_CHANGED) if is_old else None
+        if grown is not None and grown.num >= max(2, FEW_CHANGED * grown.size):
             key = grown.key
         if key:
-            text = CHANGED.format(self._announcer.where()[0], key, abs(peaks[key]), before[key], newest.step)
+            text = CHANGED.format(step, key, abs(peaks[key]), before[key], newest.step)
             self._announcer.warn_once(f"changed {key}", text)
         self.changed = key
         return key
@@ -478,7 +482,7 @@ class Persistence:
         """
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
-        self.backup_timer.not_healed = callbacks.not_healed
+        self.backup_timer.not_healed, self.backup_timer.is_weight = callbacks.not_healed, callbacks.is_weight
         self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:
             self.backup_timer.when, self.backup_timer.is_usual = as_trigger("backup_every", backup_every), False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -53,6 +54,10 @@ CLIP = "clip the norm of the gradient at 1.0, if nothing does so yet"
 """Clipping at 1.0 saved most of the runs that were lost without; measured in benchmarks/natural.py."""
 
 
+IS_WEIGHT = re.compile(r"(?!.*opt)(model|(.*\.)?params)\.").match
+"""Whether a dotted key of a state is that of a weight, as adapters name them, and no number of an optimizer's."""
+
+
 @dataclass(frozen=True)
 class Callbacks:
     """The user's callbacks.
@@ -74,6 +79,7 @@ class Callbacks:
         advice: What to do about updates that are too large, in words.
         own: The user's own callbacks that these, an adapter's, were joined with; None where there are none.
         not_healed: Names of the parts of the state that are put back on resume alone: nobody heals what is in them.
+        is_weight: Whether a dotted key of the state is that of a weight.
 
     Raises:
         TypeError: one is neither callable nor None, or does not accept the arguments it will be called with.
@@ -91,6 +97,7 @@ class Callbacks:
     advice: str = CLIP
     own: Callbacks | None = None
     not_healed: frozenset[str] = frozenset()
+    is_weight: Callable[[str], object] = IS_WEIGHT
 
     def __post_init__(self) -> None:
         for name in ("save", "load", "state"):

@@ -168,6 +168,11 @@ def nnx_of(value: Any) -> Any:
     return nnx if nnx is not None and isinstance(value, getattr(nnx, "Pytree", nnx.Module)) else None
 
 
+def is_module(value: Any) -> bool:
+    """Whether an object is a network of torch, NNX or Equinox, whose arrays are weights and statistics."""
+    return any(each.__name__ == "Module" for each in type(value).__mro__)
+
+
 def is_holder(value: Any) -> bool:
     """Whether an object tells its state by ``state_dict()``; ``nnx.Rngs`` has an attribute of any name."""
     return nnx_of(value) is None and hasattr(value, "state_dict")

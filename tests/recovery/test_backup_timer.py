@@ -66,6 +66,17 @@ def test_a_look_does_not_wait():
 
 
 @pytest.mark.filterwarnings("ignore:.*unless that is intended")
+@pytest.mark.parametrize(("newest", "step", "is_told"), [(74, 92, True), (74, 78, False), (30, 92, False)])
+def test_a_layer_of_zeros_just_after_the_first_steps_is_told_of(newest, step, is_told):
+    """Who starts a layer anew before the eightieth means it; a backup of before may be that of far smaller weights."""
+    timer = BackupTimer(as_trigger("backup_every", 1), Announcer([], lambda: (step, 0.0)), RamBackup())
+    for each in (0, newest):
+        ask(timer, each, {"model": {"w": np.ones((8, 8))}})
+
+    assert ask(timer, step, {"model": {"w": np.zeros((8, 8))}}) == ("model.w" if is_told else "")
+
+
+@pytest.mark.filterwarnings("ignore:.*unless that is intended")
 @pytest.mark.parametrize(("grown", "is_told"), [("opt_state", True), ("batch_stats", False)])
 def test_moments_that_swell_are_told_of_and_running_statistics_have_their_own_rule(grown, is_told):
     """After a batch far out of range these are as large, and are put back."""

@@ -631,6 +631,21 @@ def test_the_last_batch_is_enough_where_weights_have_swollen(with_newest, verdic
     assert verdict_on_latest(backups(4), [3.0] * 4, on_state, swollen=True)[0] == verdict
 
 
+def test_last_batches_tell_nothing_of_weights_that_changed_at_once():
+    """Without a rise since, all were trained on before that, and a few of them are a little above the usual level."""
+    known = backups(4)
+    latest = [Backup(0, 0, witness=[np.arange(2)], losses=[known[-1].usual + 0.01])] * 4
+    lab = FakeLab()
+
+    def answer(backup):
+        return 20.0 if lab.current is None else backup.record
+
+    case = case_of(known, Alarm.CHANGED, is_sudden=False, may_drift=True, latest=latest)
+    found = drive(investigate(case, lab), answer)
+
+    assert (found.verdict, found.backup.updates) == ("restored", 150)
+
+
 def test_a_last_batch_from_before_the_rise_tells_nothing():
     """The loss is no higher than usual, and the same with the state: it was trained on right after that."""
     known = backups(4)

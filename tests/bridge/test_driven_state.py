@@ -1,0 +1,59 @@
+"""The state that a loop drives: which of its arrays are weights, so that somebody looks at them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from learnit_r8.bridge.driven_state import DrivenState
+from learnit_r8.state.tree import sums_of
+
+
+def weights_of(state):
+    """The keys of the arrays that count as weights."""
+    driven = DrivenState(SimpleNamespace(state=state))
+    callbacks = driven.callbacks()
+    return {each.key for each in sums_of(callbacks.state()) if callbacks.is_weight(each.key)}
+
+
+def test_torch_modules():
+    """In a tuple with their optimizer, as loops of one's own hand them on."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+
+    assert weights_of((model, optimizer)) == {"state.0.weight", "state.0.bias"}
+    assert weights_of(model) == {"state.weight", "state.bias"}
+
+
+@pytest.mark.program
+def test_modules_of_nnx():
+    """A model, its optimizer and its metrics, as the pages of Flax have them; moments are no weights."""
+    nnx, optax = pytest.importorskip("flax.nnx"), pytest.importorskip("optax")
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+    state = model, optimizer, nnx.MultiMetric(loss=nnx.metrics.Average("loss"))
+
+    assert weights_of(state) == {"state.0.kernel.value", "state.0.bias.value"}
+
+
+@pytest.mark.program
+def test_modules_of_equinox():
+    """A model and the state of its optimizer."""
+    equinox, optax, jax = (pytest.importorskip(name) for name in ("equinox", "optax", "jax"))
+    model = equinox.nn.Linear(2, 2, key=jax.random.key(0))
+
+    state = model, optax.adam(1e-3).init(equinox.filter(model, equinox.is_array))
+    assert weights_of(state) == {"state.0.weight", "state.0.bias"}
+
+
+def test_what_is_named_params_or_nothing():
+    """By its name alone; whether other arrays are weights is not known."""
+    w = np.ones((2, 2))
+
+    assert weights_of({"params": {"w": w}, "opt_state": {"params": {"w": w}}}) == {"state.params.w"}
+    assert weights_of(({"w": w}, {"mu": {"w": w}})) == set()
