@@ -234,6 +234,8 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_experiment.py -k changed_at_once", "a classifier of zeros stays, as batches from before tell so"),
     ("recovery/persistence.py", "or 2 * newest.updates < EARLY_UPDATES:", "or newest.updates < EARLY_UPDATES:",
      "recovery/test_backup_timer.py -k just_after", "a layer of zeros at step 90 stays without a word"),
+    ("engine/feed/feed.py", "                self.source.note_head()\n", "",
+     "torch/own/test_resume.py -k before_the_batches", "a resumed recommender has other negatives"),
     ("recovery/state.py", "not self.shares or num_probes < max", "num_probes < max",
      "recovery/test_state.py -k cost_few", "after a restore no explosion is ever tested"),
     ("recovery/experiment.py", "(1, latest[::-1]) if", "(FEW_LATEST, latest) if",

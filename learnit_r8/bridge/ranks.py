@@ -83,7 +83,7 @@ def _feed(digest: hashlib.blake2b, value: Any) -> None:
 
 T = TypeVar("T")
 
-OF_RANK = ("taken", "left_out", "loader", "start", "now")
+OF_RANK = ("taken", "left_out", "loader", "start", "head", "now")
 """What is a rank's own of the position in a loader of the user's, see `Feed.position`."""
 
 

@@ -101,7 +101,7 @@ _KINDS: dict[str, Any] = {
     "plan.context.4.5.1": "", "plan.context.4.5.2": 0, "plan.context.4.5.3": [_LOSSES],
     "plan.sweep.weights": (_NUMBERS,), "plan.sweep.order": (_INDICES,), "plan.chunks": [_CHUNK],
     "plan.returned": [[0, 0]], "plan.waiting": [[0, 0]], "plan.loader": ({},), "plan.start": (_GENERATORS,),
-    "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],),
+    "plan.now": _GENERATORS, "plan.before": (_GENERATORS["global"],), "plan.head": (_GENERATORS["global"],),
     "pace.ending": (_ENDING,),
     "recovery.limit": _LIMIT, "recovery.norms.norms": _LOSSES,
     "recovery.lineage": Lineage.example(), "recovery.refusals.outcomes": [False],

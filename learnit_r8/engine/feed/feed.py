@@ -519,6 +519,7 @@ class Feed:
                 # A pass that goes on after a resume may have nothing left but its end.
                 before = pace.turns, self.num_iterations, pace.passes, pace.has_ended
                 pace.epoch_follows = pace.has_ended and not is_repeated
+                self.source.note_head()
                 yield pace.epoch + pace.epoch_follows
                 is_same = (self.num_iterations, pace.passes, pace.has_ended) == before[1:]
                 # Steps without a loader never end an epoch, which a budget in epochs would wait for for ever.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...sources.chunk import CLOSED, OPEN, REPORTED, Batch, FollowedChunk, with_predictions
-from ...sources.random_generators import hold_random_state, state_of
+from ...sources.random_generators import hold_random_state, set_random_state, state_of
 from ...sources.source import Source
 from ...table.labels.predictions import PredictionRows, joined
 from ...table.losses import EXACT, WHOLE_BATCH, Reading, read_mean, read_rows
@@ -107,6 +107,8 @@ class FollowedBatches(Source):
         self._before: Any = None
         self._source: Any = None
         self._start: dict[str, Any] | None = None
+        # Those before the user's code of this epoch, as `epochs` has yielded its number; None where it has not.
+        self._head: Any = None
         # Loaders that began their workers in this pass.
         self._began: list[Any] = []
         self._resumed: Mapping[str, Any] | None = None
@@ -284,6 +286,17 @@ class FollowedBatches(Source):
         resumed, self._resumed = self._resumed, None
         return resumed
 
+    def note_head(self) -> None:
+        """Note where the random generators are as the user's code of an epoch begins, before its batches; in an epoch
+        that goes on they are set to where they were: that code runs again.
+        """
+        if self._resumed is None:
+            self._head = hold_random_state()
+        elif not self._pace.has_ended:
+            self._head = self._resumed.get("head")
+            if self._head is not None:
+                set_random_state(self._head)
+
     def begin_alone(self, *, is_within: bool) -> None:
         """Note where the random generators are before an epoch of a loader that a trainer asks by itself.
 
@@ -371,6 +384,7 @@ class FollowedBatches(Source):
             "abandoned": self.abandoned,
             "loader": replay.read_loader(source, self.batches, self._announcer),
             "start": self._start,
+            "head": state_of(self._head) if type(self._head) is tuple else self._head,
             "now": replay.read_start(self._source, random),
             "before": self._before if type(self._before) is not tuple else state_of(self._before),
         }

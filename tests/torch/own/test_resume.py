@@ -1,5 +1,6 @@
 import signal
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -204,3 +205,43 @@ def test_a_loop_that_ctrl_c_has_ended_goes_on_within_its_epoch(workers):
 
     assert [sorted(each) for each in seen.values()] == 3 * [list(range(24))]
     assert set(adapter.table.usage_count.tolist()) == {3}
+
+
+def test_what_is_drawn_before_the_batches_of_an_epoch_is_drawn_again(tmp_path):
+    """Negatives, of numpy's generator: that code runs anew in the epoch that a kill has cut, as it ran there before."""
+
+    def recommend(folder, *, kill_at=None, seed=0):
+        seed_all(seed)
+        users, items = torch.arange(48) % 6, torch.arange(48) % 9
+        negatives = torch.zeros(48, dtype=torch.long)
+        model = torch.nn.ModuleList([torch.nn.Embedding(6, 4), torch.nn.Embedding(9, 4)])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        loader = DataLoader(TensorDataset(users, items, negatives), batch_size=8, shuffle=True)
+        adapter = attach(
+            model, optimizer, loader, num_epochs=4, checkpoint_dir=folder, checkpoint_every=4, resume="auto",
+            handle_signals=False,
+        )  # fmt: skip
+        drawn = []
+        for _ in adapter.epochs():
+            negatives[:] = torch.from_numpy(np.random.randint(9, size=48))
+            drawn.append(negatives.tolist())
+            for user, item, negative in adapter.batches():
+                if adapter.scheduler.global_step == kill_at:
+                    raise Killed
+                rows = model[0](user)
+                loss = torch.nn.functional.softplus((rows * (model[1](negative) - model[1](item))).sum(1)).mean()
+                optimizer.zero_grad()
+                if adapter.report(loss):
+                    loss.backward()
+                    optimizer.step()
+        adapter.close()
+        return drawn, model[0].weight.detach().clone()
+
+    whole_drawn, whole = recommend(tmp_path / "whole")
+    for at in (8, 17):
+        with pytest.raises(Killed):
+            recommend(tmp_path / str(at), kill_at=at)
+        drawn, weights = recommend(tmp_path / str(at), seed=5)
+
+        assert drawn == whole_drawn[-len(drawn) :]
+        assert torch.equal(weights, whole)
