@@ -491,3 +491,39 @@ def test_a_second_stage_with_another_optimizer_gets_no_state_of_the_first():
 
     assert "model restored once" in r8.summary()
     assert np.abs(params["w"] - before["w"]).max() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:weights changed at once", "ignore:.*the largest number of")
+def test_a_layer_of_zeros_is_put_back_in_a_model_of_nnx():
+    """In a tuple with its optimizer, as NNX's pages have it: it is told of, tested, and comes from a backup."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 32, 4)).astype(np.float32)
+    y = np.tanh(x @ rng.normal(size=(4, 1)).astype(np.float32))
+
+    @nnx.jit
+    def step(model, optimizer, x, y):
+        loss, gradient = nnx.value_and_grad(lambda model: jnp.square(model(x) - y).mean())(model)
+        optimizer.update(model, gradient)
+        return loss
+
+    def train(at=None):
+        first, last = nnx.Linear(4, 16, rngs=nnx.Rngs(0)), nnx.Linear(16, 1, rngs=nnx.Rngs(1))
+        model = nnx.Sequential(first, nnx.relu, last)
+        optimizer = nnx.Optimizer(model, optax.adam(0.003), wrt=nnx.Param)
+        r8 = R8Scheduler(scheduler_mode="keep", num_epochs=12, handle_signals=False, clock=lambda: 0.0)
+        managed = r8flax.ManagedState(r8, (model, optimizer))
+        for _ in r8.epoch_iterator():
+            for batch in r8.batches(list(zip(x, y, strict=True))):
+                if r8.global_step == at:
+                    first.kernel.set_value(0 * first.kernel[...])
+                    at = None
+                state = managed.for_step()
+                managed.report(state, step(*state, *batch))
+        r8.close()
+        return float(np.square(model(x.reshape(-1, 4)) - y.reshape(-1, 1)).mean()), r8
+
+    healthy, r8 = train()
+    assert "weights tested" not in r8.summary()
+    healed, r8 = train(at=150)
+    assert "restored to step" in r8.summary()
+    assert healed < 1.2 * healthy
