@@ -25,6 +25,7 @@ from ..state.tree import (
     is_holder,
     is_key,
     is_module,
+    is_of_optax,
     map_leaves,
     nnx_of,
     not_finite,
@@ -70,8 +71,8 @@ class DrivenState:
         self._holders: list[Any] = []
         self._variables: list[Any] = []
         self._before: list[Any] | None = None
-        # Beginnings of the keys of networks.
-        self._modules: tuple[str, ...] = ()
+        # Beginnings of the keys of weights.
+        self._weights: tuple[str, ...] = ()
 
     def callbacks(self) -> Callbacks:
         """The callbacks that a scheduler adopts."""
@@ -79,7 +80,7 @@ class DrivenState:
         return Callbacks(self.save, self.load, self.read, collect, undo=self.undo, is_weight=self._is_weight)
 
     def _is_weight(self, key: str) -> bool:
-        return bool(IS_WEIGHT(key)) or (key.startswith(self._modules) and "opt" not in key)
+        return bool(IS_WEIGHT(key)) or (key.startswith(self._weights) and "opt" not in key)
 
     @property
     def has_model(self) -> bool:
@@ -149,9 +150,7 @@ class DrivenState:
         The random generators of the process go with it.
         """
         live = self._live()
-        node = None if is_module(live) else open_node(live)
-        parts = {"state.": live} if node is None else {f"state.{name}.": part for name, part in node.parts.items()}
-        self._modules = tuple(name for name, part in parts.items() if is_module(part))
+        self._weights = _places_of_weights(live)
         leaves, make = take_apart(live)
         # A copy of a state has the same function: it holds on to no leaf.
         return {"state": leaves, "form": LeftOut("a function", make), "random": random_state()}
@@ -219,6 +218,17 @@ def loss_to_report(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any]) -> 
         return loss
     r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
     return np.full(np.shape(loss), np.nan)
+
+
+def _places_of_weights(state: Any) -> tuple[str, ...]:
+    """Beginnings of the keys of weights: those of networks, else of what stands before a state of optax."""
+    if is_module(state):
+        return ("state.",)
+    node = open_node(state)
+    names = [] if node is None else [name for name, part in node.parts.items() if is_module(part)]
+    if not names and type(state) is tuple and any(map(is_of_optax, state[1:])) and not is_of_optax(state[0]):
+        names = [0]
+    return tuple(f"state.{name}." for name in names)
 
 
 def take_apart(value: Any) -> tuple[Any, Callable[[Any], Any]]:

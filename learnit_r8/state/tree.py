@@ -173,6 +173,12 @@ def is_module(value: Any) -> bool:
     return any(each.__name__ == "Module" for each in type(value).__mro__)
 
 
+def is_of_optax(value: Any) -> bool:
+    """Whether a value is the state of an optimizer of optax."""
+    is_chain = type(value) is tuple and any(map(is_of_optax, value))
+    return is_chain or type(value).__module__.partition(".")[0] == "optax"
+
+
 def is_holder(value: Any) -> bool:
     """Whether an object tells its state by ``state_dict()``; ``nnx.Rngs`` has an attribute of any name."""
     return nnx_of(value) is None and hasattr(value, "state_dict")

@@ -51,6 +51,17 @@ def test_modules_of_equinox():
     assert weights_of(state) == {"state.0.weight", "state.0.bias"}
 
 
+@pytest.mark.program
+def test_parameters_in_a_plain_tree():
+    """Before the state of their optimizer, with moments or without."""
+    optax, jax = pytest.importorskip("optax"), pytest.importorskip("jax")
+    params = {"w": jax.numpy.ones((2, 2))}
+    for optimizer in (optax.adam(1e-3), optax.sgd(1e-3), optax.inject_hyperparams(optax.adam)(1e-3)):
+        state = params, optimizer.init(params), {"loss": jax.numpy.ones(3)}
+        assert weights_of(state) == {"state.0.w"}
+        assert weights_of(state[1:]) == set()
+
+
 def test_what_is_named_params_or_nothing():
     """By its name alone; whether other arrays are weights is not known."""
     w = np.ones((2, 2))
