@@ -186,7 +186,7 @@ class SharedStore:
         plan = state.get("plan", {})
         if "now" in plan:
             # Where each rank is in its part of a stream of the user's.
-            own = {name: plan[name] for name in OF_RANK}
+            own = {name: plan.get(name) for name in OF_RANK}
             state = {**state, "plan": {**plan, "ranks": self._ranks.gather_values(own)}}
         if self._ranks.rank == 0:
             try:
