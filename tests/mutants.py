@@ -228,6 +228,8 @@ MUTANTS = [Mutant(*each) for each in (
      "not model.put_present()", "recovery/test_experiment.py -k lost_the_last", "weights that have exploded stay"),
     ("recovery/state.py", "batch.updates >= self.wait_until and may_cost", "batch.updates >= self.wait_until",
      "recovery/test_state.py -k cost_few", "healthy losses that explode cost one batch in sixty"),
+    ("engine/run_state.py", "found.config.get(HAD_CHECKPOINT) and", "False and",
+     "runs/test_outliving.py -k emptied", "a run that was to begin anew goes on from a deleted one"),
     ("bridge/driven_state.py", "key.startswith(self._weights) and", "False and",
      "bridge/test_driven_state.py -k torch", "nobody looks at the weights of NNX, Equinox and loops of one's own"),
     ("recovery/experiment.py", "tells = self.may_drift and self.alarm is not Alarm.CHANGED", "tells = self.may_drift",

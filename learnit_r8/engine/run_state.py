@@ -16,6 +16,7 @@ from .._validation import did_you_mean
 from ..events.incident import Incident
 from ..events.versions import versions
 from ..recovery.backups import SchedulerState
+from ..recovery.persistence import HAD_CHECKPOINT
 from ..recovery.rate_limit import RateLimit
 from ..recovery.state import SAVED_OF_INCIDENT, Lineage, RateTrial, of_01c0f9e2
 from ..schedules.budget import BUDGETS
@@ -24,7 +25,7 @@ from ..schedules.schedule import sample_rates
 from ..state.callbacks import call_load
 from ..state.durable_io import numbered, remove
 from ..state.kinds import ANYTHING, check_kinds
-from ..state.store import Checkpoint, CheckpointStore, NoValidCheckpoint
+from ..state.store import Checkpoint, CheckpointStore, NoValidCheckpoint, has_checkpoints
 from ..state.tree import clone
 from .pace import Tally
 from .run import RankGroup, Run
@@ -429,13 +430,18 @@ def _resume_from_newest(run: Run) -> None:
             go_on_from(run, found, found.state)
         return
     folder = None if run.persistence.store is None else run.persistence.store.folder
-    if not has_other and folder is not None and not folder.exists():
-        # Whoever deletes the checkpoints wants to start over, and does not know of the memory.
+    is_gone = folder is not None and not folder.exists()
+    is_emptied = folder is not None and found.config.get(HAD_CHECKPOINT) and not has_checkpoints(folder)
+    if not has_other and (is_gone or is_emptied):
+        # Whoever deletes the checkpoints wants to start over, and does not know of the memory; many scripts make the
+        # folder anew before R8 sees that it is gone.
         remove(found.path.parent)
+        where, step = str(folder), found.state["pace"]["step"]
+        what = f"the folder of its checkpoints, {where!r}, was" if is_gone else f"the checkpoints in {where!r} were"
         run.announcer.warn_once(
             "generation",
-            f"the run starts over, as the folder of its checkpoints, {str(folder)!r}, was deleted; the backup of step "
-            f"{found.state['pace']['step']} that was left in shared memory is deleted, too.",
+            f"the run starts over, as {what} deleted; the backup of step {step} that was left in shared memory is "
+            "deleted, too.",
         )
         return
     if run.persistence.saver is not None:

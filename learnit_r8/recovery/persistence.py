@@ -28,8 +28,9 @@ from .progress import EARLY_UPDATES, FIRST
 
 DEFAULT_FOLDER = "checkpoints"
 
-KEPT_BY_ADAPTER = "kept_by_adapter"
-"""Entry of a saved configuration: whether an adapter has saved the model, so that one must load it."""
+KEPT_BY_ADAPTER, HAD_CHECKPOINT = "kept_by_adapter", "had_checkpoint"
+"""Entries of a saved configuration: whether an adapter has saved the model, so that one must load it; and in a
+generation, whether the run had written a checkpoint before."""
 
 NO_MODEL = (
     "{} holds no model, so load_callback was not called: the model is unchanged. With save_callback= it would hold it."
@@ -438,7 +439,7 @@ class Persistence:
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
-        self._lacks_model = False
+        self._lacks_model = self._had_checkpoint = False
         self._asked = (0, 0, 0.0)
         self.wake()
         when = never if checkpoint_every is None else as_trigger("checkpoint_every", checkpoint_every)
@@ -635,6 +636,7 @@ class Persistence:
         return write if in_background else write.result()
 
     def _tell_saved(self, saved: Checkpoint) -> None:
+        self._had_checkpoint = True
         model_path = None if saved.model_path is None else str(saved.model_path)
         is_on_trial = saved.state.get("recovery", {}).get("is_on_trial", False)
         self._announcer.tell(
@@ -662,7 +664,7 @@ class Persistence:
         except MemoryError as error:
             generations.turn_off(str(error) or "there is no memory for a copy of the scheduler's state")
             return
-        config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter}
+        config = {**self.config.values, KEPT_BY_ADAPTER: self._has_adapter, HAD_CHECKPOINT: self._had_checkpoint}
         content = {"run_id": self.store.run_id, "model": None, "scheduler": state, "config": config}
         done = functools.partial(backup.lend, None)
         try:
@@ -741,6 +743,7 @@ class Persistence:
         if self.saver is not None:
             self.saver.go_on_from(checkpoint)
         self._loaded = checkpoint._replace(model_state=None)
+        self._had_checkpoint = checkpoint.model_state is None or bool(checkpoint.config.get(HAD_CHECKPOINT))
         self._lacks_model = not has_model
         if not has_model and self.callbacks.load is not None:
             self._announcer.warn_once("no model in checkpoint", NO_MODEL.format(checkpoint.path.name))

@@ -747,6 +747,11 @@ def load_weights(path: str | os.PathLike[str], part: str = "model") -> Any:
     return state[part]
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there is a folder with checkpoints, valid or not."""
+    return folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(folder)))
+
+
 def step_of(state: Any) -> int:
     """Steps reported when a scheduler's state was taken; -1 if the state does not say."""
     pace = state.get("pace") if isinstance(state, Mapping) else None

@@ -1,6 +1,7 @@
 """A run that is killed: trains a toy model of numpy, or one of torch with dropout, and logs every step.
 
-Arguments: folder, steps at which to be killed (0 for never), "numpy" or "torch", steps in all.
+Arguments: folder, steps at which to be killed (0 for never), "numpy", "torch" or "saving", which is numpy with
+checkpoints, steps in all.
 """
 
 import os
@@ -18,7 +19,7 @@ from learnit_r8.engine.settings import grouped
 ARGUMENTS = sys.argv[1:] if __name__ == "__main__" else [".", "0", "numpy", "0"]
 FOLDER, KILLED_AT, KIND, TOTAL = Path(ARGUMENTS[0]), int(ARGUMENTS[1]), ARGUMENTS[2], int(ARGUMENTS[3])
 COMMON = {"checkpoint_dir": FOLDER / "ck", "backup_dir": FOLDER / "shm", "resume": "auto", "batch_size": 8,
-          "num_steps": TOTAL, "checkpoint_every": 10_000, "backup_every": 10}  # fmt: skip
+          "num_steps": TOTAL, "checkpoint_every": 25 if KIND == "saving" else 10_000, "backup_every": 10}  # fmt: skip
 
 
 def log(*values):
@@ -78,5 +79,5 @@ def torch_run():
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    {"numpy": numpy_run, "torch": torch_run}[KIND]()
+    {"numpy": numpy_run, "saving": numpy_run, "torch": torch_run}[KIND]()
     log("ended")

@@ -165,6 +165,19 @@ def test_memory_of_a_deleted_folder_is_ignored_with_a_word(killed):
     assert opened(killed).global_step == 0
 
 
+def test_memory_of_a_folder_that_was_emptied_is_ignored_with_a_word(tmp_path):
+    """Many scripts make the folder anew before R8 sees that it was deleted."""
+    assert run_job(tmp_path, 47, "saving")[0] == -9
+    assert generations(tmp_path)[-1] == 40
+    shutil.rmtree(tmp_path / "ck")
+    (tmp_path / "ck").mkdir()
+    with pytest.warns(RuntimeWarning, match="starts over, as the checkpoints in .* were deleted"):
+        r8 = opened(tmp_path)
+
+    assert r8.global_step == 0
+    assert generations(tmp_path) == []
+
+
 def test_run_that_is_not_resumed_replaces_what_was_left(killed):
     """A new run in the folder of a killed one begins at step 0, and its own generations are the only ones then."""
     r8 = opened(killed, resume=None)
