@@ -440,8 +440,7 @@ def _resume_from_newest(run: Run) -> None:
         what = f"the folder of its checkpoints, {where!r}, was" if is_gone else f"the checkpoints in {where!r} were"
         run.announcer.warn_once(
             "generation",
-            f"the run starts over, as {what} deleted; the backup of step {step} that was left in shared memory is "
-            "deleted, too.",
+            f"the run starts over, as {what} deleted; so is step {step} in shared memory.",
         )
         return
     if run.persistence.saver is not None:
