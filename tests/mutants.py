@@ -230,7 +230,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_state.py -k cost_few", "healthy losses that explode cost one batch in sixty"),
     ("engine/run_state.py", "found.config.get(HAD_CHECKPOINT) and", "False and",
      "runs/test_outliving.py -k emptied", "a run that was to begin anew goes on from a deleted one"),
-    ("bridge/driven_state.py", "key.startswith(self._weights) and", "False and",
+    ("bridge/driven_state.py", "if key.startswith(self._weights) else", "if False else",
      "bridge/test_driven_state.py -k torch", "nobody looks at the weights of NNX, Equinox and loops of one's own"),
     ("recovery/experiment.py", "tells = self.may_drift and self.alarm is not Alarm.CHANGED", "tells = self.may_drift",
      "recovery/test_experiment.py -k changed_at_once", "a classifier of zeros stays, as batches from before tell so"),

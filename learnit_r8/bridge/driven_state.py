@@ -79,8 +79,9 @@ class DrivenState:
         collect = None if self._gather is None else self.collect
         return Callbacks(self.save, self.load, self.read, collect, undo=self.undo, is_weight=self._is_weight)
 
-    def _is_weight(self, key: str) -> bool:
-        return bool(IS_WEIGHT(key)) or (key.startswith(self._weights) and "opt" not in key)
+    def _is_weight(self, key: str) -> object:
+        # Adapters name such a part so.
+        return IS_WEIGHT(f"model.{key}" if key.startswith(self._weights) else key)
 
     @property
     def has_model(self) -> bool:

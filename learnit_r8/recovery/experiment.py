@@ -526,7 +526,7 @@ def _gain_now(case: Case, model: LiveModel, state: Backup) -> Generator[Backup, 
     if case.is_exact and latest:
         high = LEAST_RISE * abs(state.usual)
         found: list[tuple[float, float, float]] = []
-        # Where the weights are known to be damaged, the last of them is enough: that has raised it most.
+        # Where the weights are known to be damaged, the last one is enough: damage has raised that most.
         few, ordered = (1, latest[::-1]) if case.is_present_damaged else (FEW_LATEST, latest)
         for each in ordered:
             rise = each.record - state.usual

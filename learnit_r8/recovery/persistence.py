@@ -340,7 +340,7 @@ class BackupTimer:
         newest, step = self.backup.newest, self._announcer.where()[0]
         if newest is None or self._agreement.ranks is not None:
             return ""
-        # Before that, whoever starts a layer anew means it.
+        # Whoever starts a layer anew in the first steps means it.
         if step < EARLY_UPDATES or 2 * newest.updates < EARLY_UPDATES:
             return ""
         fallen = (each for each, peak in peaks.items() if peak < NEAR_ZERO * before.get(each, 0.0))

@@ -111,7 +111,7 @@ one; that below which they are due to their batches; and how many must have been
 .5 in trainings that explode, the first .66 to 1; they are below .2 in healthy ones with batches of four, heavy tails or
 wrong labels, where now and then a first one is .5; measured in benchmarks/explosions.py and benchmarks/natural.py."""
 
-MOST_DRAWN, MOST_SHARE_DRAWN = 4, 0.01
+MOST_PROBES, MOST_SHARE_OF_PROBES = 4, 0.01
 """Probes of any kind after which explosions that mostly are not due to the weights are no longer tested, or as a share
 of the updates: healthy losses that explode cost no more."""
 
@@ -226,7 +226,7 @@ class Explosions(SavedFields):
         returns whether it is tested.
         """
         self.exploded_at = batch.updates
-        is_cheap = not self.shares or num_probes < max(MOST_DRAWN, MOST_SHARE_DRAWN * batch.updates)
+        is_cheap = not self.shares or num_probes < max(MOST_PROBES, MOST_SHARE_OF_PROBES * batch.updates)
         may_cost = is_cheap or median_of(self.shares) >= OF_WEIGHTS
         is_tested = batch.witness[0] is not None and batch.updates >= self.wait_until and may_cost
         self.batch = batch if is_tested else None
