@@ -25,11 +25,10 @@ def folder(tmp_path):
 
 
 def environments():
-    """The environments of the processes that can be read."""
+    """What the environments of the processes hold, of those that can be read and have not ended meanwhile."""
     for each in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            each.read_bytes()
-            yield each
+            yield each.read_bytes()
 
 
 def test_a_copy_is_whole(folder):
@@ -85,7 +84,7 @@ def test_a_command_runs_in_the_copy(folder):
 
         assert done.said.split() == [str(copy), f"--out={copy}/x", "1", "True"]
         assert (done.code, done.ranks) == (0, [])
-        while any(os.fsencode(str(shop.place)) in each.read_bytes() for each in environments()):
+        while any(os.fsencode(str(shop.place)) in each for each in environments()):
             pass
 
 
