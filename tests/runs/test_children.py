@@ -43,7 +43,7 @@ def test_child_that_trains_on(tmp_path):
     advance_to(r8, 14)
     before = files(tmp_path)
     # What waits would be written by the parent's own thread while the child trains.
-    r8._journal.write_due()
+    r8._journal.end_thread(60.0)
     journal = (tmp_path / "journal" / "events.jsonl").read_bytes()
 
     def train_on():

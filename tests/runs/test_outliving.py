@@ -314,7 +314,7 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
         monkeypatch.setattr(in_memory, "replace", full)
         with pytest.warns(RuntimeWarning, match="No space") if until == 55 else contextlib.nullcontext():
             trained(r8, until)
-        r8._journal.write_due()
+        r8._journal.end_thread(60.0)
 
         assert r8.host.persistence.generations.is_off
         assert len(generations(tmp_path)) == 1
@@ -323,7 +323,7 @@ def test_backups_come_back_when_there_is_room_again(tmp_path, monkeypatch):
         trained(r8, until + 20)
         assert generations(tmp_path)[-1] >= until
 
-    r8._journal.write_due()
+    r8._journal.end_thread(60.0)
     told = [event.is_on for event in heard if isinstance(event, BackupsOutlive)]
 
     assert len(before) > 1

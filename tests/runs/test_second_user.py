@@ -30,7 +30,7 @@ advance_to(r8, until)
 backups = r8.host.persistence.generations
 if backups._thread is not None:
     backups._thread.join()
-r8._journal.write_due()
+r8._journal.end_thread(60.0)
 print("steps", r8.global_step, "off", backups.is_off, flush=True)
 import os
 os._exit(0)
