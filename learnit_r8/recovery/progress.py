@@ -67,6 +67,9 @@ MOST_LOST, CLEARLY = 0.7, 6.25
 three times as clearly above from one step to the next; and five standard errors of a median, in spreads of the losses
 over the root of their number."""
 
+LAST_LOST = 0.2
+"""The same for the level of `LEVEL` losses that a run ends with, as no later loss will tell more."""
+
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
 
@@ -227,16 +230,19 @@ class Progress(SavedFields):
         chance = CLEARLY * spread_of(before) * math.sqrt(1 / count + 1 / LEVEL)
         return earlier, median_of(losses[-count:]), median_of(before), chance
 
-    def has_fallen_back(self, updates: int) -> bool:
-        """Whether the last few losses are much like those of the untrained model, and those before clearly were not."""
+    def has_fallen_back(self, updates: int, *, is_last: bool = False) -> bool:
+        """Whether the last few losses are much like those of the untrained model, and those before clearly were not;
+        as the run ends, whether a long level of them is nearer to those.
+        """
         if updates < self.above_from:
             return False
-        for count in (FIRST, LOOK_EVERY):
+        for count in (FIRST, LOOK_EVERY, *[LEVEL] * is_last):
             if (compared := self._last_against_usual(count)) is None:
                 continue
             earlier, last, usual, chance = compared
             is_clear = last > usual + 3 * chance and not rises_slowly(self.recent)
-            if self.untrained > usual and last > usual + (LOST if is_clear else MOST_LOST) * (self.untrained - usual):
+            share = LAST_LOST if count == LEVEL else LOST if is_clear else MOST_LOST
+            if self.untrained > usual and last > usual + share * (self.untrained - usual):
                 # Where data change, as with classes that come later, losses were that high before.
                 starts = range(0, len(earlier) - count + 1, count // 2)
                 highest = max(median_of(earlier[start : start + count]) for start in starts)

@@ -32,7 +32,7 @@ from .early import FAR, FirstSteps, far_from
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
 from .policy import NOTHING_TO_RESTORE, Recovery, TrainingDiverged
-from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LOOK_EVERY, LOST, SINCE_LOOK, START_UPDATES
+from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LEVEL, LOOK_EVERY, LOST, SINCE_LOOK, START_UPDATES
 from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
@@ -121,7 +121,9 @@ class RecoveryController:
         self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
-        self.watches_fall, self._fell_back, self._has_evidence, self.is_wary = True, False, False, False
+        self.watches_fall, self._has_evidence, self.is_wary = True, False, False
+        # Whether losses that fall back would mean something, and whether they have.
+        self._may_fall = self._fell_back = False
 
     @property
     def is_open(self) -> bool:
@@ -229,8 +231,8 @@ class RecoveryController:
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
-                is_due = is_due and self.watches_fall and not self._sentry.has_risen(own_rate)
-                self._fell_back = is_due and progress.has_fallen_back(lineage.updates)
+                self._may_fall = self.watches_fall and not self._sentry.has_risen(own_rate)
+                self._fell_back = is_due and self._may_fall and progress.has_fallen_back(lineage.updates)
                 state.is_look_due = state.is_look_due or self._fell_back
         tells = loss > progress.untrained and len(ticket.indices) >= LEAST_SAMPLES
         if tells and self.watches_explosions and progress.has_exploded:
@@ -560,11 +562,13 @@ class RecoveryController:
             self.damaged(damage, step=step, lr=lr)
             return self.experiment.is_open
         progress = self.lineage.progress
-        can_probe = (may_probe and self.experiment.can_probe) or callbacks.repeat is not None
+        can_probe = can_restore and ((may_probe and self.experiment.can_probe) or callbacks.repeat is not None)
         # Batches of one's own may have changed: those of R8 come in no order.
-        can_look = can_probe and can_restore and self._sentry.tests_progress and len(progress.recent) >= LOOK_EVERY + 2
+        can_look = can_probe and self._sentry.tests_progress and len(progress.recent) >= LOOK_EVERY + 2
         if can_look and (self._refusals.in_a_row or progress.is_high):
             self._experiment_on(Alarm.END, max([*progress.recent][-2:]))
+        elif can_probe and self._may_fall and progress.has_fallen_back(self.lineage.updates, is_last=True):
+            self._experiment_on(Alarm.FELL, progress.rise(LEVEL))
         return self.experiment.is_open
 
     # Experiments.

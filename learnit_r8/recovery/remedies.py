@@ -34,7 +34,7 @@ _REASONS = {
     Alarm.NOT_FINITE: "losses or weights were not finite",
     Alarm.SPIKE: "losses were far too high",
     Alarm.RAISED: "losses stayed higher",
-    Alarm.FELL: "losses rose to those of the untrained model",
+    Alarm.FELL: "losses rose towards those of the untrained model",
     Alarm.EARLY: "a loss in the first steps was too high",
     Alarm.REGRESS: "much of the progress was lost",
     Alarm.ABOVE: "losses rose far above those of the untrained model",

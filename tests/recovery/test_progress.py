@@ -262,11 +262,11 @@ def test_a_loss_above_all_others_announces_damage_where_none_is_positive():
     assert not after([*losses, -2.0]).is_calm(8)
 
 
-def num_fallen_back(later, noise):
+def num_fallen_back(later, noise, *, is_last=False):
     """How many of 40 runs with noise have fallen back, in losses that were usual for some time."""
     usual = [2.3] * 8 + [1.95] * (128 - len(later))
     runs = [noise * np.random.default_rng(seed).standard_normal(136) + [*usual, *later] for seed in range(40)]
-    return sum(after(run, record=2.3).has_fallen_back(136) for run in runs)
+    return sum(after(run, record=2.3).has_fallen_back(136, is_last=is_last) for run in runs)
 
 
 @pytest.mark.parametrize(("losses", "least", "most"), [([2.3], 34, 40), ([1.95], 0, 0), ([1.9, 1.9, 1.9, 2.6], 0, 0)])
@@ -304,6 +304,19 @@ def test_a_jump_of_the_last_losses_is_seen_as_the_run_ends(later, is_late):
 def test_losses_that_rise_slowly_have_not_fallen_back():
     """They rise because of what is trained: no weights were lost from one step to the next."""
     assert num_fallen_back(np.linspace(1.95, 2.4, 40), noise=0.05) == 0
+
+
+@pytest.mark.parametrize(
+    ("later", "noise", "least", "most"),
+    [([2.05], 0.02, 38, 40), ([1.99], 0.02, 0, 0), ([2.05], 0.1, 0, 4), (np.linspace(1.95, 2.15, 40), 0.02, 0, 0)],
+    ids=["level", "small", "noise", "slow"],
+)
+def test_a_fifth_of_the_progress_lost_is_enough_as_a_run_ends(later, noise, least, most):
+    """No later loss would tell more, and it is asked once; a slow rise has not lost weights."""
+    later = later if len(later) > 1 else later * 34
+
+    assert num_fallen_back(later, noise=noise) == 0
+    assert least <= num_fallen_back(later, noise=noise, is_last=True) <= most
 
 
 def when_above(losses, untrained=1.0):

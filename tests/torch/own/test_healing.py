@@ -587,3 +587,32 @@ def test_moments_that_swell_beside_the_model():
     assert train() == []
     (told,) = train(at=150)
     assert "exp_avg_sq' and 1 more beside the weights" in told
+
+
+@pytest.mark.filterwarnings("ignore:losses rose")
+def test_a_level_that_is_lost_for_good_is_looked_into_as_the_run_ends():
+    """A last layer that lost some of its size raises the losses, never near those of the untrained model."""
+
+    def train(*, at=None, with_r8=True):
+        model, batches = classifier(), [*DataLoader(DIGITS, batch_size=16, shuffle=True)] * 20
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        adapter = attach(model, optimizer, batches, num_steps=240) if with_r8 else None
+        for step, (inputs, targets) in enumerate(batches[:240] if adapter is None else adapter.batches()):
+            if step == at:
+                model[-1].weight.data.mul_(0.3)
+                optimizer.param_groups[0]["lr"] = 1e-4
+            loss = cross_entropy(model(inputs), targets)
+            if adapter is None or adapter.report(loss):
+                descend(optimizer, loss)
+        if adapter is not None:
+            adapter.close()
+        return cross_entropy(model(X), Y).item(), adapter
+
+    bare, _ = train(with_r8=False)
+    damaged, _ = train(at=200, with_r8=False)
+    healed, adapter = train(at=200)
+
+    assert train()[0] == bare
+    assert 8 * bare < damaged < 0.33 * 2.3
+    assert healed < 2 * bare
+    assert adapter.summary().count("restored to step") == 1
