@@ -59,6 +59,10 @@ are trained on. No updates do either after the first ones."""
 LEAST_MATRIX = 32
 """Numbers in a matrix that does not become next to 0 by its updates."""
 
+SHAKEN, MOST_MATRICES = 1.15, 0.75
+"""How many times as large this share of all matrices has become between two looks, as where noise was added to them, in
+few steps: in 25 kinds of healthy trainings 1.07 times at most."""
+
 SWOLLEN_TEXT = (
     "step {:,}: {!r} and {} more beside the weights are more than 1,000 times as large as at the last look: after so "
     "large a gradient an optimizer may hardly move for thousands of steps. If nothing is restored, restore_backup() "
@@ -66,9 +70,10 @@ SWOLLEN_TEXT = (
 )
 
 CHANGED = (
-    "step {:,}: the largest number of {!r} is {:.3g}, and was {:.3g} at step {:,}: unless that is intended, a stray "
-    "write or a fault of the memory has changed it. If nothing is restored, restore_backup() goes back."
+    "step {:,}: {} {!r} is {:.3g}, and was {:.3g} at step {:,}: unless that is intended, a stray write or a fault of "
+    "the memory has changed it. If nothing is restored, restore_backup() goes back."
 )
+LARGEST, SIZES = "the largest number of", "the mean size of numbers in most matrices of weights has risen: that in"
 
 NO_MEMORY = 2**62
 """Stands for the microseconds of a backup for which there was no memory."""
@@ -124,8 +129,10 @@ class BackupTimer:
         self.num_lasting: dict[str, int] = {}
         self.variances = RunningVariances(announcer)
         self.peaks: dict[str, float] = {}
-        # The sums of the other arrays then.
+        # The sums of the other arrays then; the sizes of matrices, and when that was.
         self._beside: dict[str, float] = {}
+        self._sizes: dict[str, float] = {}
+        self._sized_at = 0
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
         self.changed = ""
@@ -292,7 +299,7 @@ class BackupTimer:
 
     def forget_look(self) -> None:
         """Compare no state with that of the last look, as another one was put in."""
-        self.peaks, self._beside = {}, {}
+        self.peaks, self._beside, self._sizes = {}, {}, {}
 
     def damage_in(self, sums: list[tree.Sum]) -> str:
         """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none.
@@ -338,21 +345,30 @@ class BackupTimer:
         all were; "" if there is none. It is told, as losses need not show it, and it may be meant.
         """
         newest, step = self.backup.newest, self._announcer.where()[0]
-        if newest is None or self._agreement.ranks is not None:
+        if self._agreement.ranks is not None:
+            return ""
+        matrices = {each: array for each, array in weights.items() if is_matrix(array)}
+        earlier, sized_at = self._sizes, self._sized_at
+        self._sizes, self._sized_at = tree.sizes_of(matrices), step
+        if newest is None:
             return ""
         # Whoever starts a layer anew in the first steps means it.
         if step < EARLY_UPDATES or 2 * newest.updates < EARLY_UPDATES:
             return ""
-        fallen = (each for each, peak in peaks.items() if peak < NEAR_ZERO * before.get(each, 0.0))
-        key = next(filter(lambda each: is_matrix(weights[each]), fallen), "")
+        key = next((each for each in matrices if peaks[each] < NEAR_ZERO * before.get(each, 0.0)), "")
         # Weights of the first steps grow so fast.
         is_old = not key and newest.updates >= EARLY_UPDATES
         grown = tree.outgrown(weights, peaks, before, least=FAR_CHANGED) if is_old else None
         if grown is not None and grown.num >= max(2, FEW_CHANGED * grown.size):
             key = grown.key
-        if key:
-            text = CHANGED.format(step, key, abs(peaks[key]), before[key], newest.step)
-            self._announcer.warn_once(f"changed {key}", text)
+        told = (LARGEST, key, abs(peaks[key]), before[key], newest.step) if key else None
+        shaken = [each for each, size in self._sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
+        is_at_once = step - sized_at <= LEAST_GROWTH * step
+        if not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices)):
+            key = shaken[0]
+            told = SIZES, key, self._sizes[key], earlier[key], sized_at
+        if told is not None:
+            self._announcer.warn_once(f"changed {key}", CHANGED.format(step, *told))
         self.changed = key
         return key
 

@@ -451,6 +451,16 @@ def peaks_of(weights: Mapping[str, Any]) -> dict[str, float]:
     return {key: max(float(each.max()), -float(each.min())) for key, each in real.items()}
 
 
+def sizes_of(matrices: Mapping[str, Any]) -> dict[str, float]:
+    """The root of the mean square of each array.
+
+    >>> sizes_of({"w": np.array([[3.0, 4.0, 0.0, 0.0]])})
+    {'w': 2.5}
+    """
+    flat = {key: each.reshape(-1) for key, each in matrices.items()}
+    return {key: math.sqrt(float(abs(each @ each)) / len(each)) for key, each in flat.items()}
+
+
 def outgrown(
     weights: Mapping[str, Any], peaks: Mapping[str, float], before: Mapping[str, float], *, least: float
 ) -> Grown | None:

@@ -77,6 +77,32 @@ def test_a_layer_of_zeros_just_after_the_first_steps_is_told_of(newest, step, is
 
 
 @pytest.mark.filterwarnings("ignore:.*unless that is intended")
+@pytest.mark.parametrize(
+    ("step", "factors", "found"),
+    [
+        (104, (1.3, 1.3, 1.3), "model.a"),
+        (104, (1.0, 1.3, 1.3), ""),
+        (104, (1.1, 1.1, 1.1), ""),
+        (120, (1.3, 1.3, 1.3), ""),
+    ],
+    ids=["all", "two of three", "an update's", "in many steps"],
+)
+def test_most_matrices_that_become_larger_at_once_are_told_of(step, factors, found):
+    """As where noise was added to the weights; in many steps they may grow so."""
+    steps = iter((100, step, step + 1))
+    timer = BackupTimer(as_trigger("backup_every", 1), Announcer([], lambda: (now, 0.0)), RamBackup())
+    matrix = np.random.default_rng(0).standard_normal((8, 8))
+    now = next(steps)
+    ask(timer, now, {"model": dict.fromkeys("abc", matrix)})
+    now = next(steps)
+    state = {"model": {name: factor * matrix for name, factor in zip("abc", factors, strict=True)}}
+
+    assert ask(timer, now, state) == found
+    now = next(steps)
+    assert ask(timer, now, state) == ""
+
+
+@pytest.mark.filterwarnings("ignore:.*unless that is intended")
 @pytest.mark.parametrize(("grown", "is_told"), [("opt_state", True), ("batch_stats", False)])
 def test_moments_that_swell_are_told_of_and_running_statistics_have_their_own_rule(grown, is_told):
     """After a batch far out of range these are as large, and are put back."""

@@ -616,3 +616,33 @@ def test_a_level_that_is_lost_for_good_is_looked_into_as_the_run_ends():
     assert 8 * bare < damaged < 0.33 * 2.3
     assert healed < 2 * bare
     assert adapter.summary().count("restored to step") == 1
+
+
+@pytest.mark.filterwarnings("ignore:weights changed at once", "ignore:.*unless that is", "ignore:.*may be a hard batch")
+@pytest.mark.parametrize("at", [150, 200])
+def test_noise_of_the_weights_own_size_is_undone(at):
+    """It leaves losses far below those of the untrained model, and is seen by the sizes of all matrices."""
+
+    def train(*, at=None, with_r8=True):
+        model, batches = classifier(), [*DataLoader(DIGITS, batch_size=16, shuffle=True)] * 20
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        adapter = attach(model, optimizer, batches, num_steps=240) if with_r8 else None
+        for step, (inputs, targets) in enumerate(batches[:240] if adapter is None else adapter.batches()):
+            if step == at:
+                with torch.no_grad():
+                    for each in model.parameters():
+                        each.add_(each.std() * torch.randn_like(each))
+            loss = cross_entropy(model(inputs), targets)
+            if adapter is None or adapter.report(loss):
+                descend(optimizer, loss)
+        if adapter is not None:
+            adapter.close()
+        return cross_entropy(model(X), Y).item(), adapter
+
+    bare, _ = train(with_r8=False)
+    damaged, _ = train(at=at, with_r8=False)
+    healed, adapter = train(at=at)
+
+    assert train()[0] == bare
+    assert healed < 1.2 * bare < damaged
+    assert adapter.summary().count("restored to step") == 1
