@@ -352,6 +352,11 @@ class R8Mixin:
         self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
+    def _load_best_model(self) -> None:
+        """See `Trainer`; R8 ends before that, as weights of long ago are no damage."""
+        self._r8_current().close()
+        super()._load_best_model()  # type: ignore[misc]
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader of the batches that R8Scheduler draws; with ``"batches": False`` the Trainer's own.
 

@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("sklearn")
 
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import Trainer
@@ -129,6 +130,24 @@ def test_nothing_changes_without_an_incident_and_a_nan_is_healed(tmp_path, base,
     assert hurt.state.global_step == plain.state.global_step
     losses = [float(cross_entropy(each.model.eval().net(IMAGES), LABELS).detach()) for each in (plain, hurt)]
     assert losses[1] < max(1.25 * losses[0], 0.6)
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_best_checkpoint_of_long_ago_is_kept(tmp_path, draws):
+    """It is loaded as the training ends: that its weights are far smaller than the last ones is no damage."""
+    model = Model()
+    model.net[2].p = 0.0
+    for each in model.parameters():
+        each.data.mul_(0.01)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    kept = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    given = {"r8": None if draws else {"batches": False}, "parts": {"eval_dataset": Digits()}}
+    trainer = train(tmp_path, model=model, num_train_epochs=8, learning_rate=0.02, **given, **best, **kept)
+    saved = load_file(f"{trainer.state.best_model_checkpoint}/model.safetensors")
+
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
+    assert "restored" not in trainer.r8.summary()
 
 
 class Parts(Model):
