@@ -17,7 +17,7 @@ import numpy as np
 
 from ..sources.random_generators import random_state, set_random_state
 from ..state import codec
-from ..state.callbacks import IS_WEIGHT, OWN, Callbacks
+from ..state.callbacks import IS_OWN_WEIGHT, IS_WEIGHT, OWN, Callbacks
 from ..state.tree import (
     LeftOut,
     fit,
@@ -72,7 +72,7 @@ class DrivenState:
         self._variables: list[Any] = []
         self._before: list[Any] | None = None
         # Beginnings of the keys of weights.
-        self._weights: tuple[str, ...] = ()
+        self._weights: tuple[str, ...] | None = ()
 
     def callbacks(self) -> Callbacks:
         """The callbacks that a scheduler adopts."""
@@ -80,6 +80,8 @@ class DrivenState:
         return Callbacks(self.save, self.load, self.read, collect, undo=self.undo, is_weight=self._is_weight)
 
     def _is_weight(self, key: str) -> object:
+        if self._weights is None:
+            return IS_OWN_WEIGHT(key.removeprefix("state."))
         # Adapters name such a part so.
         return IS_WEIGHT(f"model.{key}" if key.startswith(self._weights) else key)
 
@@ -221,14 +223,18 @@ def loss_to_report(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any]) -> 
     return np.full(np.shape(loss), np.nan)
 
 
-def _places_of_weights(state: Any) -> tuple[str, ...]:
-    """Beginnings of the keys of weights: those of networks, else of what stands before a state of optax."""
+def _places_of_weights(state: Any) -> tuple[str, ...] | None:
+    """Beginnings of the keys of weights: those of networks, else of what stands before the state of an optimizer. None
+    where only names tell.
+    """
     if is_module(state):
         return ("state.",)
     node = open_node(state)
     names = [] if node is None else [name for name, part in node.parts.items() if is_module(part)]
-    if not names and type(state) is tuple and any(map(is_of_optax, state[1:])) and not is_of_optax(state[0]):
-        names = [0]
+    if not names and type(state) is tuple:
+        names = [0] if state and open_node(state[0]) is not None and not is_of_optax(state[0]) else []
+    elif not names:
+        return None
     return tuple(f"state.{name}." for name in names)
 
 

@@ -452,6 +452,7 @@ class Persistence:
         when = usual_interval(steps_per_epoch) if backup_every is None else as_trigger("backup_every", backup_every)
         self.backup, self.agreement = backup or RamBackup(), agreement or Agreement()
         self.backup_timer = BackupTimer(when, announcer, self.backup, self.agreement, is_usual=backup_every is None)
+        self.backup_timer.is_weight = callbacks.is_weight
         self.generations = Generations.of(backup_dir, folder, announcer)
         self._pending: Checkpoint | None = None
         self._loaded: Checkpoint | None = None
@@ -499,7 +500,7 @@ class Persistence:
         """
         # An adapter gives its own to the constructor, too.
         self.callbacks = callbacks if keeps_model(self._given.load) else join_callbacks(callbacks, self._given)
-        self.backup_timer.not_healed, self.backup_timer.is_weight = callbacks.not_healed, callbacks.is_weight
+        self.backup_timer.not_healed, self.backup_timer.is_weight = callbacks.not_healed, self.callbacks.is_weight
         self._has_adapter = self._has_adapter or callbacks.load is not None
         if backup_every is not None:
             self.backup_timer.when, self.backup_timer.is_usual = as_trigger("backup_every", backup_every), False

@@ -54,8 +54,16 @@ CLIP = "clip the norm of the gradient at 1.0, if nothing does so yet"
 """Clipping at 1.0 saved most of the runs that were lost without; measured in benchmarks/natural.py."""
 
 
-IS_WEIGHT = re.compile(r"(?!.*opt)(model|(.*\.)?params)\.").match
+_OF_OPTIMIZER = r"(?!(.*[._])?opt(im|ax|_|s?\.))"
+IS_WEIGHT = re.compile(_OF_OPTIMIZER + r"(model|(.*\.)?params)\.").match
 """Whether a dotted key of a state is that of a weight, as adapters name them, and no number of an optimizer's."""
+
+_BESIDE = (
+    "acc|adam|avg|buffer|cache|carry|confusion|count|ema|epoch|grad|hidden|hist|iter|loss|memory|metric|moment|replay|"
+    "rng|seed|stat|step|sum|target|total|velocity|mu[._]|nu[._]|[1-9]|[mv]([._\\d]|$|[Wb]\\w?(\\.|$))"
+)
+IS_OWN_WEIGHT = re.compile(f"{_OF_OPTIMIZER}(?!{_BESIDE}).").match
+"""The same for a state of the user's own, whose names are free: none of an optimizer's, of a count or of a memory."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,9 @@ class Callbacks:
     def of_user(cls, save: Any, load: Any, state: Any) -> Callbacks:
         """Make those that `R8Scheduler` was given."""
         given = cls(save, load, state)
-        return given if state is None else replace(given, state=functools.partial(_state_of, state))
+        if state is None:
+            return given
+        return replace(given, state=functools.partial(_state_of, state), is_weight=IS_OWN_WEIGHT)
 
     def model_state(self, newest: Any) -> Any:
         """The model state for `save`.
@@ -239,7 +249,10 @@ def join_callbacks(kept: Callbacks, own: Callbacks) -> Callbacks:
         ValueError: of the user's state and load callbacks one is missing, and there is no save callback.
     """
     if kept.state is None or kept.load is None:
-        return replace(kept, save=own.save or kept.save, load=own.load or kept.load, state=own.state or kept.state)
+        state, is_weight = (own.state, own.is_weight) if own.state else (kept.state, kept.is_weight)
+        return replace(
+            kept, save=own.save or kept.save, load=own.load or kept.load, state=state, is_weight=is_weight
+        )  # fmt: skip
     if own.save is None and (own.state is None) != (own.load is None):
         names = ("load_callback", "state_callback") if own.load is None else ("state_callback", "load_callback")
         raise ValueError("{} must be given together with {}, got it left out.".format(*names))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from learnit_r8 import R8Scheduler
 from learnit_r8.bridge.driven_state import DrivenState
 from learnit_r8.state.tree import sums_of
 
@@ -28,6 +29,35 @@ def test_torch_modules():
 
     assert weights_of((model, optimizer)) == {"state.0.weight", "state.0.bias"}
     assert weights_of(model) == {"state.weight", "state.bias"}
+
+
+W, B = np.ones((2, 2)), np.ones(2)
+
+
+@pytest.mark.parametrize(
+    ("state", "known"),
+    [
+        ({"weights": {"w": W}, "opt_state": {"mu": {"w": W}}}, {"state.weights.w"}),
+        ({"params": {"optical": W}, "optimizer": {"params": W}}, {"state.params.optical"}),
+        (({"w": W}, {"m": W, "v": W}, 3), {"state.0.w"}),
+        ({"net": [W], "rng": B, "ema": {"w": W}}, {"state.net.0"}),
+        ({"params": {"w": W}, "opt_state": {"params": {"w": W}}}, {"state.params.w"}),
+        ((W, {"m": W}), set()),
+    ],
+    ids=["dict", "name", "tuple", "beside", "params", "arrays"],
+)
+def test_states_with_names_of_the_users_own(state, known):
+    """All but what by its name is an optimizer's, or counted or remembered; of a tuple the first part."""
+    assert weights_of(state) == known
+
+
+def test_bare_schedulers_look_at_weights_of_any_name():
+    """As with adapters; the moments of an optimizer written by hand are none."""
+    r8 = R8Scheduler(8, batch_size=2, num_epochs=1, state_callback=lambda: None, load_callback=lambda state: None)
+    names = ["W1", "net.w", "adopted.kernel", "embedding", "value.w", "m.W1", "v_W1", "mW1", "opt.w", "adam_m.w", "m"]
+    is_weight = r8.host.persistence.backup_timer.is_weight
+
+    assert [each for each in names if is_weight(each)] == names[:5]
 
 
 @pytest.mark.program
@@ -60,11 +90,3 @@ def test_parameters_in_a_plain_tree():
         state = params, optimizer.init(params), {"loss": jax.numpy.ones(3)}
         assert weights_of(state) == {"state.0.w"}
         assert weights_of(state[1:]) == set()
-
-
-def test_what_is_named_params_or_nothing():
-    """By its name alone; whether other arrays are weights is not known."""
-    w = np.ones((2, 2))
-
-    assert weights_of({"params": {"w": w}, "opt_state": {"params": {"w": w}}}) == {"state.params.w"}
-    assert weights_of(({"w": w}, {"mu": {"w": w}})) == set()
