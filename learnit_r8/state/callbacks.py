@@ -60,7 +60,7 @@ IS_WEIGHT = re.compile(_OF_OPTIMIZER + r"(model|(.*\.)?params)\.").match
 
 _BESIDE = (
     "acc|adam|avg|buffer|cache|carry|confusion|count|ema|epoch|grad|hidden|hist|iter|loss|memory|metric|moment|replay|"
-    "rng|seed|stat|step|sum|target|total|velocity|mu[._]|nu[._]|[1-9]|[mv]([._\\d]|$|[Wb]\\w?(\\.|$))"
+    "rng|seed|statist|stats|step|sum|target|total|velocity|mu[._]|nu[._]|[1-9]|[mv]([._\\d]|$|[Wb]\\w?(\\.|$))"
 )
 IS_OWN_WEIGHT = re.compile(f"{_OF_OPTIMIZER}(?!{_BESIDE}).").match
 """The same for a state of the user's own, whose names are free: none of an optimizer's, of a count or of a memory."""

@@ -36,8 +36,8 @@ class Toy:
     def of(self, *kinds):
         return self.heard.of(*kinds)
 
-    def blow_up(self):
-        self.task.weights[2] = 100 * self.task.weights[2][:, ::-1]
+    def blow_up(self, factor=100):
+        self.task.weights[2] = factor * self.task.weights[2][:, ::-1]
 
     def break_weights(self):
         self.task.weights[0][3, 3:9] = NAN
@@ -153,8 +153,8 @@ def test_a_restore_leaves_nothing_of_the_weights_that_were_given_up(tmp_path):
             found.append([step for step in persistence.checkpoints() if step > event.to_step])
 
     run.r8.host.announcer.add(look)
-    # No loss shows the damage at first, so that checkpoints hold it.
-    run.run({250: Toy.blow_up}, until=280, change=lambda step, loss: 0.05 if 249 < step < 265 else loss)
+    # Neither losses nor the size of the weights show the damage at first, so that checkpoints hold it.
+    run.run({250: lambda toy: toy.blow_up(20)}, until=280, change=lambda step, loss: 0.05 if 249 < step < 265 else loss)
 
     assert found == [(248, True), []]
 
