@@ -59,6 +59,8 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_remedies.py -k good_with_older", "a batch is called to blame that is good with older weights"),
     ("recovery/progress.py", "if compared is None or rises_slowly(self.recent):", "if True:",
      "recovery/test_progress.py -k as_the_run_ends", "damage of the last steps ends the run without a word"),
+    ("recovery/persistence.py", "elif not self._has_adapter and self.callbacks.state is not None", "elif False",
+     "runs/test_outliving.py -k goes_on_from_its_newest", "a killed run of optax cannot go on from shared memory"),
     ("recovery/persistence.py", "        self.backup_timer.is_weight = callbacks.is_weight\n", "",
      "bridge/test_driven_state.py -k bare_schedulers", "a layer of zeros in a loop of one's own stays, without a word"),
     ("state/callbacks.py", "opt(im|ax|_|s?", "opt(",

@@ -776,8 +776,12 @@ class Persistence:
         load = self.callbacks.load
         if self._pending is not None and load is not None:
             checkpoint, self._pending = self._pending, None
-            is_file = checkpoint.model_state is None
-            source = str(checkpoint.model_path) if is_file else checkpoint.model_state
+            source, is_file = checkpoint.model_state, checkpoint.model_state is None
+            if is_file:
+                source = str(checkpoint.model_path)
+            elif not self._has_adapter and self.callbacks.state is not None:
+                # Named tuples, as those of optax, are tuples in memory that another process has written.
+                source = tree.fill(source, self.callbacks.state())
             call_load(load, source, from_ram=not is_file, is_resume=True)
 
     def tell_loaded(self) -> None:

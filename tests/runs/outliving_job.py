@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,11 +37,19 @@ def end_of_step(r8, value):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Moments(NamedTuple):
+    """As the states of optimizers of optax are."""
+
+    mu: np.ndarray
+
+
 def numpy_run():
-    model = {"w": np.zeros(50)}
+    model = {"w": np.zeros(50), "opt": Moments(np.zeros(2))}
 
     def load(source, from_ram=False):
         model["w"] = np.array(source["w"]) if from_ram else np.load(source)
+        if from_ram:
+            model["opt"] = Moments(np.array(source["opt"].mu))
 
     def save(state, path):
         with open(path, "wb") as file:
