@@ -129,6 +129,7 @@ class report_to:
             self._r8.requests.stay_within(running(loop))
             if self._driven.has_model:
                 self._r8.host.adopt(self._driven.callbacks())
+                self._driven.keep()
 
     def on_step(self, loop_state: LoopState) -> Logs:
         """Report the loss of this step."""
@@ -145,6 +146,8 @@ class report_to:
         report = functools.partial(self._prefetch.report, part_size=self._part_size, predictions=said)
         outcome = self._driven.judge(self._r8, after, loss, report)
         self._r8.host.leave_epoch()
+        # Objects that the next step changes in place.
+        self._driven.keep()
         if outcome.verdict is Verdict.NOT_FINITE and not self._driven.has_model:
             self._r8.host.say_once("state of the loop", NO_MODEL)
         logs = Logs()

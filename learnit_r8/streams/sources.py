@@ -643,6 +643,8 @@ class _Stepper:
 
         weights = self._prefetch.weights_of(ticket)
         arguments = (ticket.indices, ticket.lr, *(() if weights is None else (weights,)))
+        if self.has_state:
+            self._driven.keep()
         result = self._train_step(self.state, *arguments) if self.has_state else self._train_step(*arguments)
         predictions = None
         if isinstance(result, tuple) and len(result) > 1 and isinstance(result[-1], Predictions):

@@ -10,7 +10,9 @@ import pytest
 
 from learnit_r8 import Backups, OwnBatches, R8Scheduler
 from learnit_r8.bridge.driven_state import take_apart
+from learnit_r8.loops import every, logs, loop, report_to, scheduled
 from learnit_r8.state.tree import clone
+from learnit_r8.streams import step_stream
 from tests.healing_common import X, Y
 
 jax = pytest.importorskip("jax")
@@ -528,3 +530,41 @@ def test_a_layer_of_zeros_is_put_back_in_a_model_of_nnx():
     healed, summary = train(at=105)
     assert "changed at once: 1" in summary
     assert healed > 0.8 * largest
+
+
+@pytest.mark.filterwarnings("ignore:a loss was refused")
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_losses_of_nan_cost_a_loop_or_a_stream_no_state_of_nnx(is_stream):
+    """A step has changed the objects in place before its loss is reported: what they held before is put back."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(640, 4)).astype(np.float32)
+    y = x @ np.array([[1.0], [-2.0], [0.5], [0.0]], np.float32)
+    model = nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.sgd(0.05), wrt=nnx.Param)
+    taken = []
+
+    @nnx.jit
+    def change(model, optimizer, x, y):
+        loss, gradient = nnx.value_and_grad(lambda model: jnp.square(model(x) - y).mean())(model)
+        optimizer.update(model, gradient)
+        return loss
+
+    def step(state, rows):
+        taken.append(rows)
+        return change(*state, x[rows] * (np.nan if len(taken) % 10 == 0 else 1.0), y[rows])
+
+    r8 = R8Scheduler(640, batch_size=16, num_epochs=3, initial_lr=0.05, handle_signals=False)
+    if is_stream:
+        list(step_stream(r8, lambda state, rows, lr: (state, step(state, rows)), state=(model, optimizer)))
+    else:
+
+        def logged(state, batch):
+            return logs().add_metric("loss", step(state, batch.data)), state
+
+        loop((model, optimizer), scheduled(r8, np.arange(640)), {every(1): [logged, report_to(r8)]})
+    summary = r8.summary()
+
+    assert "losses refused: 1" in summary
+    assert "restored" not in summary
+    assert "learning rate at most" not in summary
+    assert float(jnp.square(model(x) - y).mean()) < 1e-3
