@@ -61,7 +61,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_progress.py -k as_the_run_ends", "damage of the last steps ends the run without a word"),
     ("recovery/persistence.py", "elif not self._has_adapter and self.callbacks.state is not None", "elif False",
      "runs/test_outliving.py -k goes_on_from_its_newest", "a killed run of optax cannot go on from shared memory"),
-    ("loops/scheduled_data.py", "        # Objects that the next step changes in place.\n        self._driven.keep()", "",
+    ("loops/scheduled_data.py", "in place.\n        self._driven.keep()", "in place.",
      "flax/test_own_batches.py -k cost_a_loop -m program", "each NaN costs a loop over NNX a restore, and its rate"),
     ("streams/sources.py", "            self._driven.keep()\n", "            pass\n",
      "flax/test_own_batches.py -k cost_a_loop -m program", "each NaN costs a stream over NNX a restore"),
