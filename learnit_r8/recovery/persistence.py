@@ -70,10 +70,9 @@ SWOLLEN_TEXT = (
 )
 
 CHANGED = (
-    "step {:,}: {} {!r} is {:.3g}, and was {:.3g} at step {:,}: unless that is intended, a stray write or a fault of "
-    "the memory has changed it. If nothing is restored, restore_backup() goes back."
+    "step {:,}: the largest number of {!r} is {:.3g}, and was {:.3g} at step {:,}: unless that is intended, a stray "
+    "write or a fault of the memory has changed it. If nothing is restored, restore_backup() goes back."
 )
-LARGEST, SIZES = "the largest number of", "the mean size of numbers in most matrices of weights has risen: that in"
 
 NO_MEMORY = 2**62
 """Stands for the microseconds of a backup for which there was no memory."""
@@ -105,6 +104,7 @@ class BackupTimer:
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         is_weight: Whether a dotted key of the state is that of a weight.
+        watches_sizes: Whether weights may not grow at once by little: not where R8 tries rates.
         num_lasting: How often each array was damaged again, see `note_lasting`.
         variances: Finds running statistics that a batch has ruined.
         peaks: The largest number in each array of weights at the last look.
@@ -132,7 +132,7 @@ class BackupTimer:
         # The sums of the other arrays then; the sizes of matrices, and when that was.
         self._beside: dict[str, float] = {}
         self._sizes: dict[str, float] = {}
-        self._sized_at = 0
+        self._sized_at, self.watches_sizes = 0, False
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
         self.changed = ""
@@ -361,14 +361,14 @@ class BackupTimer:
         grown = tree.outgrown(weights, peaks, before, least=FAR_CHANGED) if is_old else None
         if grown is not None and grown.num >= max(2, FEW_CHANGED * grown.size):
             key = grown.key
-        told = (LARGEST, key, abs(peaks[key]), before[key], newest.step) if key else None
+        if key:
+            text = CHANGED.format(step, key, abs(peaks[key]), before[key], newest.step)
+            self._announcer.warn_once(f"changed {key}", text)
         shaken = [each for each, size in self._sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
         is_at_once = step - sized_at <= LEAST_GROWTH * step
-        if not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices)):
+        if self.watches_sizes and not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices)):
+            # The test of it tells.
             key = shaken[0]
-            told = SIZES, key, self._sizes[key], earlier[key], sized_at
-        if told is not None:
-            self._announcer.warn_once(f"changed {key}", CHANGED.format(step, *told))
         self.changed = key
         return key
 

@@ -106,24 +106,23 @@ class RecoveryController:
     def _begin(self) -> None:
         """Begin with nothing remembered."""
         self.norms.forget()
-        limit = RateLimit(self.recovery.factor, self.recovery.gentle_steps, self._keeps_rates)
+        self.limit = limit = RateLimit(self.recovery.factor, self.recovery.gentle_steps, self._keeps_rates)
         variances = self._persistence.backup_timer.variances
         variances.forget()
         self.state = state = RecoveryState(limit, self.norms, IncidentLog(self._announcer), variances)
-        self.limit, self.lineage = limit, state.lineage
-        self._refusals, self._incidents = state.refusals, state.incidents
+        self.lineage, self._refusals, self._incidents = state.lineage, state.refusals, state.incidents
         self.witnesses = Witnesses(self._persistence, self.recovery.trust_steps)
         self.live = LiveModel(self._persistence, self._announcer, keeps_rates=self._keeps_rates)
         self.experiment = ExperimentRun(self.live)
         self.early = FirstSteps(state, self.live, self.experiment, self.witnesses, self._sentry)
         self._remedies = Remedies(state, self.live, self.witnesses, self._sentry, self._table)
         self.is_early = self.watches_gradients = self._sentry.expects_progress
-        self.is_quiet, self._is_lasting, self._most_steady, self.left_at, self._lr = True, False, 0, -1, math.nan
+        self.is_quiet = self.watches_fall = True
+        self._most_steady, self.left_at, self._lr = 0, -1, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
-        self.watches_fall, self._has_evidence, self.is_wary = True, False, False
         # Whether losses that fall back would mean something, and whether they have.
-        self._may_fall = self._fell_back = False
+        self._may_fall = self._fell_back = self._is_lasting = self._has_evidence = self.is_wary = False
 
     @property
     def is_open(self) -> bool:
@@ -770,8 +769,7 @@ class RecoveryController:
     @property
     def is_on_trial(self) -> bool:
         """Whether the model holds a state that is only tried or tested, and not the one that counts as true."""
-        is_shown = self.live.of_trial is not None
-        return not is_shown and (self.live.current is not None or self.early.aside is not None)
+        return self.live.of_trial is None and (self.live.current is not None or self.early.aside is not None)
 
     def show_true(self, *, step: int) -> None:
         """Put in the state that counts as true, for the user's code after an epoch, until `LiveModel.hide`.

@@ -91,7 +91,7 @@ def test_most_matrices_that_become_larger_at_once_are_told_of(step, factors, fou
     """As where noise was added to the weights; in many steps they may grow so."""
     steps = iter((100, step, step + 1))
     timer = BackupTimer(as_trigger("backup_every", 1), Announcer([], lambda: (now, 0.0)), RamBackup())
-    matrix = np.random.default_rng(0).standard_normal((8, 8))
+    timer.watches_sizes, matrix = True, np.random.default_rng(0).standard_normal((8, 8))
     now = next(steps)
     ask(timer, now, {"model": dict.fromkeys("abc", matrix)})
     now = next(steps)
