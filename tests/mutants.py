@@ -272,7 +272,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_experiment.py -k old_data", "as a run ends, a model that has followed its data is put back"),
     ("recovery/persistence.py", "and len(shaken) >= max(2, MOST_MATRICES * len(matrices))", "and False",
      "recovery/test_backup_timer.py -k most_matrices", "noise of the weights' own size stays, as losses are low"),
-    ("recovery/persistence.py", "and not key and is_at_once and", "and not key and",
+    ("recovery/persistence.py", "if not key and is_at_once and", "if not key and",
      "recovery/test_backup_timer.py -k most_matrices", "weights that have grown in many steps are tested"),
     ("recovery/persistence.py", "peaks[each] < NEAR_ZERO * before.get(each, 0.0)", "False",
      "torch/own/test_healing.py -k at_once", "a last layer of zeros stays to the end of the run"),

@@ -349,7 +349,7 @@ class BackupTimer:
             return ""
         matrices = {each: array for each, array in weights.items() if is_matrix(array)}
         earlier, sized_at = self._sizes, self._sized_at
-        self._sizes, self._sized_at = tree.sizes_of(matrices), step
+        self._sizes, self._sized_at = tree.sizes_of(matrices) if self.watches_sizes else {}, step
         if newest is None:
             return ""
         # Whoever starts a layer anew in the first steps means it.
@@ -366,7 +366,7 @@ class BackupTimer:
             self._announcer.warn_once(f"changed {key}", text)
         shaken = [each for each, size in self._sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
         is_at_once = step - sized_at <= LEAST_GROWTH * step
-        if self.watches_sizes and not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices)):
+        if not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices)):
             # The test of it tells.
             key = shaken[0]
         self.changed = key
