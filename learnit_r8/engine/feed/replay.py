@@ -102,8 +102,11 @@ def _kept_of(source: Any) -> list[tuple[Any, list[str], list[str]]]:
     and data sets the numbers of epochs that they count themselves, of data sets the other whole numbers, too, if they
     change as batches are drawn; and the whole numbers of a loader that starts over.
     """
+    found = _distinct(_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS)
+    # Those whose classes are not torch's.
+    own = [each for each in found if hasattr(each, "__dict__") and not type(each).__module__.startswith("torch.")]
     kept = [(each, [name for name, value in vars(each).items() if _count(value) <= MOST_NUMBERS], list[str]())
-            for each in _own_samplers(source)]  # fmt: skip
+            for each in own]  # fmt: skip
     for path, each in ((path, _at(loader, path)) for loader in _loaders_of(source) for path in ("", "dataset")):
         whole = [name for name, value in getattr(each, "__dict__", {}).items() if type(value) is int]
         epochs = [name for name in whole if "epoch" in name or name == "iteration"]
@@ -119,12 +122,6 @@ def _is_of_order(value: Any) -> bool:
         return 0 < len(value) <= MOST_NUMBERS and all(type(each) is int for each in value)
     is_array = type(value) is np.ndarray and value.dtype.kind in "iu"
     return type(value) is int or (is_array and value.size <= MOST_NUMBERS)
-
-
-def _own_samplers(source: Any) -> list[Any]:
-    """The samplers of a loader whose classes are not torch's."""
-    found = _distinct(_at(loader, path) for loader in _loaders_of(source) for path in SAMPLERS)
-    return [each for each in found if hasattr(each, "__dict__") and not type(each).__module__.startswith("torch.")]
 
 
 def _distinct(things: Iterable[Any]) -> list[Any]:
