@@ -42,6 +42,7 @@ def steps(faults, r8=None):
 
 
 @pytest.mark.filterwarnings("ignore:losses:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*the largest number of")
 def test_transient_faults_heal():
     """A NaN, weights 30 times as large and a rate 1,000 times as high, twice each, cost little."""
     assert_healed(steps)
