@@ -437,7 +437,8 @@ def weights_in(sums: Iterable[Sum], is_weight: Callable[[str], object]) -> dict[
         is_weight: Whether a key is one of those.
     """
     return {
-        key: array
+        # Variables of TensorFlow have no methods.
+        key: array if hasattr(array, "max") else np.asarray(array)
         for key, leaf, array, _ in sums
         if hasattr(leaf, "shape") and not any(each in key for each in STATISTICS) and is_weight(key)
         if math.prod(array.shape)
