@@ -65,6 +65,8 @@ MUTANTS = [Mutant(*each) for each in (
      "flax/test_own_batches.py -k cost_a_loop -m program", "each NaN costs a loop over NNX a restore, and its rate"),
     ("streams/sources.py", "            self._driven.keep()\n", "            pass\n",
      "flax/test_own_batches.py -k cost_a_loop -m program", "each NaN costs a stream over NNX a restore"),
+    ("state/tree.py", 'array if hasattr(array, "max") else np.asarray(array)', "array",
+     "runs/test_faults.py -k live_references -m program", "a loop of one's own with variables of TensorFlow raises"),
     ("recovery/persistence.py", "        self.backup_timer.is_weight = callbacks.is_weight\n", "",
      "bridge/test_driven_state.py -k bare_schedulers", "a layer of zeros in a loop of one's own stays, without a word"),
     ("state/callbacks.py", "opt(im|ax|_|s?", "opt(",
