@@ -211,9 +211,11 @@ def test_the_seed_is_that_of_the_arguments(tmp_path):
 def test_names_do_not_shadow_those_of_trainers():
     """What R8Mixin adds to a Trainer of others is private to it by name, as TRL's have a _compute_loss()."""
     own = {name for name in vars(R8Mixin) if name.startswith("_") and not name.startswith("__")}
+    added = {name for name in own if not hasattr(Trainer, name)}
 
-    assert own
-    assert all(name.startswith("_r8_") for name in own)
+    assert added
+    assert all(name.startswith("_r8_") for name in added)
+    assert own - added == {"_load_best_model"}
 
 
 @pytest.mark.parametrize("value", [0, None, "no"])
