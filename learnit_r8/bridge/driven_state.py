@@ -231,10 +231,10 @@ def _places_of_weights(state: Any) -> tuple[str, ...] | None:
         return ("state.",)
     node = open_node(state)
     names = [] if node is None else [name for name, part in node.parts.items() if is_module(part)]
-    if not names and type(state) is tuple:
-        names = [0] if state and open_node(state[0]) is not None and not is_of_optax(state[0]) else []
-    elif not names:
+    if not names and type(state) is not tuple:
         return None
+    if not names and state and open_node(state[0]) is not None and not is_of_optax(state[0]):
+        names = [0]
     return tuple(f"state.{name}." for name in names)
 
 

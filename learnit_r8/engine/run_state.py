@@ -440,7 +440,7 @@ def _resume_from_newest(run: Run) -> None:
         what = f"the folder of its checkpoints, {where!r}, was" if is_gone else f"the checkpoints in {where!r} were"
         run.announcer.warn_once(
             "generation",
-            f"the run starts over, as {what} deleted; so is step {step} in shared memory.",
+            f"the run starts over, as {what} deleted; so is the backup in shared memory, of step {step}.",
         )
         return
     if run.persistence.saver is not None:

@@ -60,8 +60,8 @@ LEAST_MATRIX = 32
 """Numbers in a matrix that does not become next to 0 by its updates."""
 
 SHAKEN, MOST_MATRICES = 1.15, 0.75
-"""How many times as large this share of all matrices has become between two looks, as where noise was added to them, in
-few steps: in 25 kinds of healthy trainings 1.07 times at most."""
+"""How many times as large most of the matrices become in a few steps where noise is added to them, and what share of them
+is most: in 25 kinds of healthy trainings that share became 1.07 times as large at most."""
 
 SWOLLEN_TEXT = (
     "step {:,}: {!r} and {} more beside the weights are more than 1,000 times as large as at the last look: after so "
@@ -342,7 +342,8 @@ class BackupTimer:
 
     def _changed_in(self, weights: Mapping[str, Any], peaks: Mapping[str, float], before: Mapping[str, float]) -> str:
         """The name of a matrix of weights that has become next to 0 after the first steps, or of weights far beyond
-        all were; "" if there is none. It is told, as losses need not show it, and it may be meant.
+        all were; "" if there is none. It is told, as losses need not show it, and it may be meant. Else, of the first
+        matrix where most have become a little larger at once.
         """
         newest, step = self.backup.newest, self._announcer.where()[0]
         if self._agreement.ranks is not None:
@@ -367,7 +368,7 @@ class BackupTimer:
         shaken = [each for each, size in self._sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
         is_at_once = step - sized_at <= LEAST_GROWTH * step
         if not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices)):
-            # The test of it tells.
+            # What its test finds is told.
             key = shaken[0]
         self.changed = key
         return key

@@ -68,7 +68,7 @@ three times as clearly above from one step to the next; and five standard errors
 over the root of their number."""
 
 LAST_LOST = 0.2
-"""The same for the level of `LEVEL` losses that a run ends with, as no later loss will tell more."""
+"""Share of that progress which the level of the losses may have lost as a run ends: no later loss will tell more."""
 
 JUMPED, BEFORE_JUMP = 4, 16
 """Losses that are all above so many before them, and that far above the untrained model's, are looked into at once."""
