@@ -60,8 +60,8 @@ LEAST_MATRIX = 32
 """Numbers in a matrix that does not become next to 0 by its updates."""
 
 SHAKEN, MOST_MATRICES = 1.15, 0.75
-"""How many times as large most of the matrices become in a few steps where noise is added to them, and what share of them
-is most: in 25 kinds of healthy trainings that share became 1.07 times as large at most."""
+"""How many times as large most matrices become in a few steps where noise is added to them, and what share of them is
+most: in 25 kinds of healthy trainings that share became 1.07 times as large at most."""
 
 SWOLLEN_TEXT = (
     "step {:,}: {!r} and {} more beside the weights are more than 1,000 times as large as at the last look: after so "
