@@ -80,7 +80,8 @@ class Alarm(enum.Enum):
     first. REGRESS: much of the progress of the first steps was lost. ABOVE: losses far above those of the untrained
     model. END: unusual losses as the run ends. WILD: the losses of the first steps make no progress. EXPLODED: one loss
     far above the others and the untrained model's. FIRST: one of the first batches may have been bad. CHANGED: weights
-    have become 0, or far larger than all were, at once.
+    have become 0, or far larger than all were, at once. UNPROVEN: the run ends soon after a restore, with no batch
+    left for a test.
     """
 
     NOT_FINITE = "not finite"
@@ -95,6 +96,7 @@ class Alarm(enum.Enum):
     EXPLODED = "exploded"
     FIRST = "first batches"
     CHANGED = "changed at once"
+    UNPROVEN = "unproven"
 
 
 NUM_REFERENCES, MOST_REFERENCES = (
@@ -159,8 +161,9 @@ class Case:
         for backup, loss in self.of_present.items():
             # Where a loss is not finite, its batch may be to blame.
             is_known = math.isfinite(loss) or math.isfinite(backup.replayed)
-            # Of weights that have followed the data, only the old batches are worse.
-            is_known &= not (self.may_drift and MOST_OF_LEVEL * self.level < loss < math.inf)
+            # Of weights that have followed the data, only the old batches are worse; no data change weights at once.
+            may_follow = self.may_drift and self.alarm is not Alarm.CHANGED
+            is_known &= not (may_follow and MOST_OF_LEVEL * self.level < loss < math.inf)
             if is_known and not loss <= self.record(backup) + self.tolerance(backup):
                 return backup
         return None

@@ -11,7 +11,7 @@ All that is remembered is one state (state.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -48,9 +48,6 @@ ALARMS = {
     Verdict.EARLY: Alarm.EARLY,
 }  # fmt: skip
 """The alarm of each verdict; all others mean losses that are not finite."""
-
-MANY_TRANSIENT = 3
-"""Transient faults from which the device is named."""
 
 EQUAL_LOSSES = 8
 """Number of equal losses in a row after which the weights are checked."""
@@ -426,16 +423,8 @@ class RecoveryController:
             device: Where it was computed.
         """
         self._is_lasting = not is_finite
-        if not is_finite:
-            return
-        self._incidents.num_transient = count = self._incidents.num_transient + 1
-        text = (
-            f"the {what} of step {step:,} was not finite, and is finite when computed once more from the same weights, "
-            f"batch, buffers and random numbers: a transient fault, {count} so far; the batch counts"
-        )
-        if count >= MANY_TRANSIENT:
-            text += f". So many point to {device} or its memory"
-        self._announcer.say_once(f"transient {count}", f"{text}.", is_warning=count == MANY_TRANSIENT)
+        if is_finite:
+            self._incidents.note_transient(what, step, device)
 
     def suspected(self, loss: float, *, step: int, lr: float, leaves_out: bool) -> int | None:
         """Look into one of the first losses, whose batch comes again; returns the step of a state that was put back.
@@ -554,16 +543,23 @@ class RecoveryController:
         self.begin_call(step, lr)
         if is_open:
             return True
-        callbacks, can_restore = self._persistence.callbacks, self.live.can_restore
+        callbacks, can_restore, progress = self._persistence.callbacks, self.live.can_restore, self.lineage.progress
         self.state.looked_last_at = step
-        if damage := self.live.look() if can_restore else "":
+        can_probe = can_restore and ((may_probe and self.experiment.can_probe) or callbacks.repeat is not None)
+        since = self.lineage.since_restore if self.lineage.is_on_trial else 0
+        damage = self.live.look() if can_restore else ""
+        if since and can_restore and not can_probe and (damage or progress.is_high):
+            self._incidents.open(step, Alarm.UNPROVEN.value)
+            self.live.begin()
+            self._put_untested(Alarm.UNPROVEN, filter(None, [self.witnesses.best(progress.start)]))
+            self.live.end()
+            return False
+        if damage:
             # No later loss would show what the last update has done.
             self.damaged(damage, step=step, lr=lr)
             return self.experiment.is_open
-        progress = self.lineage.progress
-        can_probe = can_restore and ((may_probe and self.experiment.can_probe) or callbacks.repeat is not None)
-        # Batches of one's own may have changed: those of R8 come in no order.
-        can_look = can_probe and self._sentry.tests_progress and len(progress.recent) >= LOOK_EVERY + 2
+        # Batches of one's own may have changed, unless damage was just put right: those of R8 come in no order.
+        can_look = can_probe and bool(self._sentry.tests_progress or since) and len(progress.recent) >= LOOK_EVERY + 2
         if can_look and (self._refusals.in_a_row or progress.is_high):
             self._experiment_on(Alarm.END, max([*progress.recent][-2:]))
         elif can_probe and self._may_fall and progress.has_fallen_back(self.lineage.updates, is_last=True):
@@ -583,12 +579,19 @@ class RecoveryController:
         if best is not None and repeat is not None and best not in held:
             return
         known = held or known
+        if alarm is Alarm.CHANGED and lineage.is_on_trial:
+            # It may be put back without a test, and those since the last restore may be damaged as the last ones were.
+            known = [each for each in known if each.updates <= lineage.since] or known
         self._incidents.open(self.live.step, alarm.value)
         self.live.begin()
         if not known:
             # Nothing is known yet: only a state that is damaged is put back.
             if callbacks.state is None or self.live.damage():
-                self._put_unknown(alarm)
+                # The newest one; an older one if that did not help.
+                states = [each for each in self.witnesses.all_states() if each.can_be_put]
+                if lineage.is_proving and not lineage.since_restore:
+                    states = [each for each in states if each.updates < lineage.since] or states[:1]
+                self._put_untested(alarm, reversed(states), is_tested=callbacks.state is not None)
             # There is no experiment, after which a state that was set aside could come back.
             self.live.end()
             return
@@ -644,15 +647,11 @@ class RecoveryController:
             self.lineage.num_older = 0
             self._persistence.backup_timer.num_lasting.clear()
 
-    def _put_unknown(self, alarm: Alarm) -> None:
-        """Put the newest state back, though no witness of it is known; an older one if that did not help."""
-        lineage = self.lineage
-        states = [each for each in self.witnesses.all_states() if each.can_be_put]
-        if lineage.is_proving and not lineage.since_restore:
-            states = [each for each in states if each.updates < lineage.since] or states[:1]
-        for backup in reversed(states):
+    def _put_untested(self, alarm: Alarm, states: Iterable[Backup], *, is_tested: bool = False) -> None:
+        """Put back the first of some states that can be, without a test."""
+        for backup in states:
             if self.live.put(backup):
-                self._go_on_from(backup, alarm, is_tested=self._persistence.callbacks.state is not None)
+                self._go_on_from(backup, alarm, is_tested=is_tested)
                 return
         self.live.raise_failures()
 

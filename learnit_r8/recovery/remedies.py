@@ -41,6 +41,7 @@ _REASONS = {
     Alarm.END: "the last losses were unusual",
     Alarm.FIRST: "the first steps went wrong",
     Alarm.CHANGED: "weights changed at once",
+    Alarm.UNPROVEN: "the run ended before the state restored last had proved healthy",
 }
 
 
@@ -230,7 +231,8 @@ class Remedies:
         lineage, limit, step = self._state.lineage, self._state.limit, self._live.step
         undone = lineage.updates - backup.updates
         lineage.note_restore(is_sudden=is_sudden)
-        is_early, is_relapse = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS, lineage.is_on_trial
+        is_early = backup.updates <= EARLY_UPDATES or alarm is Alarm.REGRESS
+        is_relapse = lineage.is_on_trial and alarm is not Alarm.UNPROVEN
         # Where no trained state is better than the untrained one, no update at this rate was any good.
         is_rate = (alarm is Alarm.REGRESS and not is_sudden) or (alarm is Alarm.ABOVE and not backup.updates)
         # A sample of NaN damages healthy weights in each epoch again where its step is taken before its loss is

@@ -478,6 +478,10 @@ class Early(SavedFields):
     trial: RateTrial | None = field(default=None, metadata=NOT_SAVED)
 
 
+MANY_TRANSIENT = 3
+"""Transient faults from which the device is named."""
+
+
 @dataclass(eq=False)
 class IncidentLog(SavedFields):
     """Holds the incident under way, and counts over the whole run.
@@ -536,6 +540,17 @@ class IncidentLog(SavedFields):
         self.num_probes += 1
         if (now := self.current) is not None:
             self.change(num_probes=now.num_probes + 1, num_left_out=now.num_left_out + leaves_out)
+
+    def note_transient(self, what: str, step: int, device: str) -> None:
+        """Count a step that was finite the second time; arguments as for `RecoveryController.computed_again`."""
+        self.num_transient = count = self.num_transient + 1
+        text = (
+            f"the {what} of step {step:,} was not finite, and is finite when computed once more from the same weights, "
+            f"batch, buffers and random numbers: a transient fault, {count} so far; the batch counts"
+        )
+        if count >= MANY_TRANSIENT:
+            text += f". So many point to {device} or its memory"
+        self.announcer.say_once(f"transient {count}", f"{text}.", is_warning=count == MANY_TRANSIENT)
 
     def note_restore(self) -> None:
         """Count a restore."""

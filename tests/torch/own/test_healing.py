@@ -644,3 +644,30 @@ def test_noise_of_the_weights_own_size_is_undone(at):
     assert trained_for_240(**options)[0] == bare
     assert healed < 1.2 * bare < damaged
     assert adapter.summary().count("restored to step") == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(("at", "times"), [(182, 100), (182, 1000), (188, 100), (188, 1000)])
+def test_what_goes_wrong_again_in_the_last_steps_is_undone(at, times):
+    """A rate that is far too high in the last 13 steps of 195: after them there is no batch left for a test."""
+
+    def train(*, at=None):
+        model, loader = classifier(), DataLoader(DIGITS, batch_size=16, shuffle=True)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+        adapter = attach(model, optimizer, loader, num_epochs=15)
+        for _ in adapter.epochs():
+            for inputs, targets in adapter.batches():
+                if adapter.scheduler.global_step == at:
+                    optimizer.param_groups[0]["lr"] *= times
+                loss = cross_entropy(model(inputs), targets)
+                if adapter.report(loss):
+                    descend(optimizer, loss)
+        adapter.close()
+        return cross_entropy(model(X), Y).item(), adapter.summary()
+
+    healthy, calm = train()
+    healed, told = train(at=at)
+
+    assert "restored" not in calm
+    assert healed < 1.2 * healthy < 0.2
+    assert "no test of the weights could be made" in told or "changed at once" in told
