@@ -264,8 +264,7 @@ class Engine:
         if self.turns.busy is not None:
             self.turns.wait("begin", self.pace.step)
         with self.turns.lock:
-            draw = self.pace.num_draws
-            self.pace.num_draws = draw + 1
+            draw, self.pace.num_draws = self.pace.num_draws, self.pace.num_draws + 1
             return ticket._replace(step=self.pace.step + held_back, lr=lr, draw=draw)
 
     def hand_back(self, ticket: Ticket) -> None:
@@ -539,7 +538,7 @@ class Engine:
         experiment, chunk, put_to = self.controller.experiment, ticket.chunk, None
         if not experiment.takes(ticket):
             # It was drawn for weights that may be others by now.
-            pass
+            self._look_last()
         elif experiment.is_at_alarm and not experiment.is_fine(judged.reading.mean):
             # Some losses are high because of their step, as in a trial of what happens then: that one is over now.
             experiment.lose(ticket)
@@ -652,12 +651,11 @@ class Engine:
                 self.own_seconds -= self.requests.answer(self.save_as_asked, cool_down=self.rates.begin_cool_down)
             # Where a signal to one rank has stopped the run, that rank has left by now and would not answer.
             if controller.state.is_look_due and not pace.is_stopped:
-                step, scheduled = pace.step, self.rates.scheduled_at(pace.step)
                 persistence.backup_timer.take_in(persistence.callbacks.state)
-                with self.turns.take("between_steps", step, is_changing=True):
+                with self.turns.take("between_steps", pace.step, is_changing=True):
                     # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
                     controller.live.hide()
-                    controller.look_back(step=step, lr=scheduled)
+                    controller.look_back(step=pace.step, lr=self.rates.scheduled_at(pace.step))
             epoch_ended = pace.has_left_epoch
         if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
             self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)
@@ -668,26 +666,28 @@ class Engine:
         if closing or epoch_ended or is_time or pace.step >= persistence.quiet_steps:
             self._do_what_is_due(closing=closing)
 
+    def _look_last(self, *, closing: bool = False) -> bool:
+        """Test the last weights as the run ends, and end what is under way; returns whether a probe is drawn first."""
+        pace, controller = self.pace, self.controller
+        if not (closing or (pace.is_finished and not pace.num_out)):
+            return False
+        # No probe follows the last batch of a number of epochs.
+        is_last = closing or pace.leaves_out
+        if self.rates.search is None:
+            with self.turns.take("draw", pace.step, is_changing=True):
+                has_probe = controller.looks_last(step=pace.step, lr=self.rates.scheduled(1.0), may_probe=not is_last)
+            if has_probe and not is_last:
+                return True
+        # Without an experiment it is a trial of a rate, which ends with the run.
+        if controller.is_open and (is_last or not controller.experiment.is_open):
+            with self.turns.take("close", pace.step, is_changing=True):
+                controller.end_open_test(step=pace.step)
+        return False
+
     def _do_what_is_due(self, *, closing: bool) -> None:
         """Take backups and write checkpoints that are due; with ``closing``, end what is under way."""
         pace, controller = self.pace, self.controller
-        # No probe follows the last batch of a number of epochs.
-        is_last = closing or (pace.is_finished and pace.leaves_out and not pace.num_out)
-        is_at_end = closing or (pace.is_finished and not pace.num_out)
-        if is_at_end and self.rates.search is None:
-            scheduled = self.rates.scheduled(1.0)
-            with self.turns.take("draw", pace.step, is_changing=True):
-                has_probe = controller.looks_last(step=pace.step, lr=scheduled, may_probe=not is_last)
-            if has_probe and not is_last:
-                # It is drawn before the run ends.
-                return
-        # Without an experiment it is a trial of a rate, which ends with the run.
-        is_end = is_last or (pace.is_finished and not (pace.num_out or controller.experiment.is_open))
-        if controller.is_open and is_end:
-            # End what is under way, as the run is left.
-            with self.turns.take("close", pace.step, is_changing=True):
-                controller.end_open_test(step=pace.step)
-        elif not controller.may_save:
+        if self._look_last(closing=closing) or not controller.may_save:
             return
         with self.run.saving:
             epoch_ended = pace.has_left_epoch
@@ -723,8 +723,7 @@ class Engine:
 
     def check_weights(self) -> bool:
         """Look at the weights now, and put back what is not finite; returns whether all was finite."""
-        damage = self.controller.live.look()
-        if damage:
+        if damage := self.controller.live.look():
             self._answer_damage(damage)
         return not damage
 
@@ -734,9 +733,8 @@ class Engine:
         if self.rates.search is not None:
             self.persistence.backup_timer.note_done(step)
             return
-        scheduled = self.rates.scheduled_at(step)
         with self.turns.take("between_steps", step, is_changing=True):
-            self.controller.damaged(array, step=step, lr=scheduled)
+            self.controller.damaged(array, step=step, lr=self.rates.scheduled_at(step))
 
     def back_up(self, state: Any) -> None:
         """Copy a model state to RAM; see `R8Scheduler.update_cpu_backup`."""
@@ -763,13 +761,16 @@ class Engine:
                 looked at within an epoch, and a second time after it, as other code may have changed them since.
         """
         pace, controller, is_between = self.pace, self.controller, self.pace.is_between_epochs
-        is_again = controller.left_at == pace.place
-        if not (is_validated or (is_between and not is_again)) or pace.num_out or self.rates.search is not None:
+        is_first = is_between and controller.left_at != pace.place
+        if not (is_validated or is_first) or pace.num_out or self.rates.search is not None:
             return
         controller.left_at = pace.place
         if not controller.is_on_trial:
             # The loss of a batch shows nothing of what its own step has done.
             self.check_weights()
+        if is_between:
+            # What follows the last epoch measures the weights that are kept.
+            self._look_last()
         if is_between and controller.is_on_trial:
             with self.turns.take("leave_epoch", pace.step, is_changing=True):
                 controller.show_true(step=pace.step)

@@ -111,6 +111,7 @@ class BackupTimer:
         stray: What `stray_in` has found.
         singles: The arrays in which a single weight was put back.
         changed: What `_changed_in` has found, until it is tested.
+        has_grown: Whether that is the first of many matrices that have grown by little.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class BackupTimer:
         self._sized_at, self.watches_sizes = 0, False
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
-        self.changed = ""
+        self.changed, self.has_grown = "", False
         self.is_due = self.is_look_due = False
         self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
@@ -367,7 +368,8 @@ class BackupTimer:
             self._announcer.warn_once(f"changed {key}", text)
         shaken = [each for each, size in self._sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
         is_at_once = step - sized_at <= LEAST_GROWTH * step
-        if not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices)):
+        self.has_grown = not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices))
+        if self.has_grown:
             # What its test finds is told.
             key = shaken[0]
         self.changed = key

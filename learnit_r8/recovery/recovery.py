@@ -459,6 +459,8 @@ class RecoveryController:
         if timer.changed == array:
             timer.changed = ""
             is_worth_it = self._sentry.expects_progress and self.watches_fall and self.live.can_restore
+            # Weights that learn other data grow fast, and old batches say nothing of them.
+            is_worth_it &= not (timer.has_grown and math.isnan(self.lineage.progress.start))
             if is_worth_it and not self.is_open:
                 self._experiment_on(Alarm.CHANGED, self.lineage.progress.rise(LOOK_EVERY))
         elif not self.live.can_restore:

@@ -158,6 +158,24 @@ def test_early_stopping_on_a_validation_metric():
     assert set(logged[0].metrics) == {"loss", "accuracy", "val_loss", "val_accuracy"}
 
 
+@pytest.mark.filterwarnings("ignore:the last losses were unusual")
+def test_the_last_epoch_is_validated_with_the_weights_that_are_kept():
+    """What is wrong with the last weights is found before they are validated, not after it as the run ends."""
+    dataset = R8Dataset(X, Y, scheduler(num_epochs=8, initial_lr=0.1))
+    model = classifier()
+
+    def shake(model):
+        noise = np.random.default_rng(0)
+        model.set_weights([each + 0.5 * noise.normal(size=each.shape) for each in model.get_weights()])
+
+    spoil = At(dataset.r8, 8 * 16 - 3, shake)
+    logged = fit(model, dataset, spoil, epochs=8, validation_data=(X, Y), validation_batch_size=len(X)).history
+    dataset.r8.close()
+
+    assert "the last losses were unusual" in dataset.r8.summary()
+    assert logged["val_loss"][-1] == pytest.approx(model.evaluate(X, Y, batch_size=len(X), verbose=0), rel=1e-5)
+
+
 def test_spent_budget_ends_fit():
     """When the steps are up fit ends, in mid-epoch and with epochs left; another fit says why it cannot go on."""
     dataset = R8Dataset(X, Y, scheduler(num_steps=7, batch_size=100))
