@@ -538,7 +538,7 @@ class Engine:
         experiment, chunk, put_to = self.controller.experiment, ticket.chunk, None
         if not experiment.takes(ticket):
             # It was drawn for weights that may be others by now.
-            self._look_last()
+            pass
         elif experiment.is_at_alarm and not experiment.is_fine(judged.reading.mean):
             # Some losses are high because of their step, as in a trial of what happens then: that one is over now.
             experiment.lose(ticket)
