@@ -257,7 +257,7 @@ MUTANTS = [Mutant(*each) for each in (
      "weights that changed at once stay, as the run ends while they are tested"),
     ("recovery/recovery.py", "is_worth_it &= not (timer.has_grown and", "is_worth_it &= not (False and",
      "torch/own/test_healing.py -k other_data", "a model that learns other data is put back, as its weights grow"),
-    ("engine/engine.py", "            self._look_last()\n", "",
+    ("engine/engine.py", "kept.\n            self._look_last()\n", "kept.\n            pass\n",
      "keras/test_callback.py -k validated", "the last validation of Keras is of weights that are thrown away"),
     ("recovery/experiment.py", "tells = self.may_drift and self.alarm is not Alarm.CHANGED", "tells = self.may_drift",
      "recovery/test_experiment.py -k changed_at_once", "a classifier of zeros stays, as batches from before tell so"),
