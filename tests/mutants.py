@@ -255,6 +255,8 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/experiment.py", "may_follow = self.may_drift and self.alarm is not Alarm.CHANGED",
      "may_follow = self.may_drift", "torch/own/test_healing.py -k last_steps",
      "weights that changed at once stay, as the run ends while they are tested"),
+    ("state/tree.py", "> limit / 2).sum()", "> limit).sum()",
+     "recovery/test_model.py -k outgrown", "an update that was far too large is called a stray write"),
     ("recovery/recovery.py", "is_worth_it &= not (timer.has_grown and", "is_worth_it &= not (False and",
      "torch/own/test_healing.py -k other_data", "a model that learns other data is put back, as its weights grow"),
     ("engine/engine.py", "kept.\n            self._look_last()\n", "kept.\n            pass\n",

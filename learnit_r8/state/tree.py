@@ -412,7 +412,7 @@ class Grown(NamedTuple):
 
     Attributes:
         key: Its dotted key.
-        num: How many of them there are.
+        num: How many of them there are, and of those that are half as large as that takes, as where an update has done it.
         size: Of so many.
         peak: The largest absolute value.
         before: That in the backup.
@@ -482,7 +482,7 @@ def outgrown(
         limit = max(highest, least * before.get(key, 0.0))
         if before.get(key) and peak > limit:
             array = weights[key]
-            return Grown(key, int((abs(array) > limit).sum()), math.prod(array.shape), peak, before[key])
+            return Grown(key, int((abs(array) > limit / 2).sum()), math.prod(array.shape), peak, before[key])
     return None
 
 

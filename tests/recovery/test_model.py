@@ -192,6 +192,10 @@ def test_one_weight_that_has_outgrown_all_others():
     r8.host.persistence.backup.backups[0].updates = 7
     assert live.find_jump() == 7
     assert live.jump.startswith("a stray write or a fault of the memory: 'model.w' reaches 1e+03 (in 1 of 999 numbers)")
+    # An update that was far too large: one number is beyond ten times, and others are nearly so.
+    model.parts = {"model": {"w": np.append(weights[2:], [11.0, -9.0]), "bias": np.full(2, 0.6)}}
+    live.begin()
+    assert (live.find_jump(), live.jump) == (7, "")
     model.parts = {"model": {"w": weights, "bias": np.full(2, 0.6)}}
     assert live.find_jump() is None
 
