@@ -412,7 +412,7 @@ class Grown(NamedTuple):
 
     Attributes:
         key: Its dotted key.
-        num: How many of them there are, and of those that are half as large as that takes, as where an update has done it.
+        num: How many numbers are at least half as large as that takes: where an update has done it, more than one are.
         size: Of so many.
         peak: The largest absolute value.
         before: That in the backup.
