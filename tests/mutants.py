@@ -248,7 +248,7 @@ MUTANTS = [Mutant(*each) for each in (
      "runs/test_outliving.py -k emptied", "a run that was to begin anew goes on from a deleted one"),
     ("bridge/driven_state.py", "if key.startswith(self._weights) else", "if False else",
      "bridge/test_driven_state.py -k torch", "nobody looks at the weights of NNX, Equinox and loops of one's own"),
-    ("recovery/recovery.py", "not can_probe and (damage or progress.is_high)", "False",
+    ("recovery/recovery.py", "not can_probe and (has_jumped or progress.is_high)", "False",
      "torch/own/test_healing.py -k last_steps", "a rate that is too high again in the last steps ruins the model"),
     ("recovery/recovery.py", "if alarm is Alarm.CHANGED and lineage.is_on_trial:", "if False:",
      "torch/own/test_healing.py -k last_steps", "a backup that is damaged like the present weights is put back"),

@@ -550,7 +550,8 @@ class RecoveryController:
         can_probe = can_restore and ((may_probe and self.experiment.can_probe) or callbacks.repeat is not None)
         since = self.lineage.since_restore if self.lineage.is_on_trial else 0
         damage = self.live.look() if can_restore else ""
-        if since and can_restore and not can_probe and (damage or progress.is_high):
+        has_jumped = bool(damage) and damage == self._persistence.backup_timer.changed
+        if since and can_restore and not can_probe and (has_jumped or progress.is_high):
             self._incidents.open(step, Alarm.UNPROVEN.value)
             self.live.begin()
             self._put_untested(Alarm.UNPROVEN, filter(None, [self.witnesses.best(progress.start)]))
