@@ -53,7 +53,7 @@ BEYOND = 3.0
 
 FAR_CHANGED, FEW_CHANGED, NEAR_ZERO = 30.0, 0.01, 0.1
 """How many times as large as at the last look, and larger than all others, an array of weights has become at once, and
-the share of its numbers that are so at least; or to what share of its largest number it has fallen, as arrays of zeros
+the share of its numbers that are half so large at least; or to what share of its largest number it has fallen, as arrays of zeros
 are trained on. No updates do either after the first ones."""
 
 LEAST_MATRIX = 32
@@ -367,8 +367,10 @@ class BackupTimer:
             text = CHANGED.format(step, key, abs(peaks[key]), before[key], newest.step)
             self._announcer.warn_once(f"changed {key}", text)
         shaken = [each for each, size in self._sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
+        # Frozen ones, as under LoRA, say nothing.
+        moving = [each for each, size in self._sizes.items() if size != earlier.get(each)]
         is_at_once = step - sized_at <= LEAST_GROWTH * step
-        self.has_grown = not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(matrices))
+        self.has_grown = not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(moving))
         if self.has_grown:
             # What its test finds is told.
             key = shaken[0]

@@ -80,11 +80,12 @@ def test_a_layer_of_zeros_just_after_the_first_steps_is_told_of(newest, step, is
     ("step", "factors", "found"),
     [
         (104, (1.3, 1.3, 1.3), "model.a"),
-        (104, (1.0, 1.3, 1.3), ""),
+        (104, (1.01, 1.3, 1.3), ""),
+        (104, (1.0, 1.3, 1.3), "model.b"),
         (104, (1.1, 1.1, 1.1), ""),
         (120, (1.3, 1.3, 1.3), ""),
     ],
-    ids=["all", "two of three", "an update's", "in many steps"],
+    ids=["all", "two of three", "all but a frozen one", "an update's", "in many steps"],
 )
 def test_most_matrices_that_become_larger_at_once_are_found(step, factors, found):
     """As where noise was added to the weights; in many steps they may grow so."""
