@@ -53,8 +53,8 @@ BEYOND = 3.0
 
 FAR_CHANGED, FEW_CHANGED, NEAR_ZERO = 30.0, 0.01, 0.1
 """How many times as large as at the last look, and larger than all others, an array of weights has become at once, and
-the share of its numbers that are half so large at least; or to what share of its largest number it has fallen, as arrays of zeros
-are trained on. No updates do either after the first ones."""
+the share of its numbers that are half so large at least; or to what share of its largest number it has fallen, as
+arrays of zeros are trained on. No updates do either after the first ones."""
 
 LEAST_MATRIX = 32
 """Numbers in a matrix that does not become next to 0 by its updates."""
