@@ -257,6 +257,8 @@ MUTANTS = [Mutant(*each) for each in (
      "weights that changed at once stay, as the run ends while they are tested"),
     ("recovery/persistence.py", "if size != earlier.get(each)]", "]",
      "recovery/test_backup_timer.py -k most_matrices", "noise in the adapters of a frozen model stays"),
+    ("recovery/experiment.py", "if not total <= limit and 2 * num_worse > number:", "if not total <= limit:",
+     "recovery/test_experiment.py -k outliers_makes", "heavy tails put a healthy model back to the untrained one"),
     ("state/tree.py", "> limit / 2).sum()", "> limit).sum()",
      "recovery/test_model.py -k outgrown", "an update that was far too large is called a stray write"),
     ("recovery/recovery.py", "is_worth_it &= not (timer.has_grown and", "is_worth_it &= not (False and",

@@ -191,6 +191,20 @@ def test_ruined_states_are_compared_with_the_untrained_one_where_the_present_wei
         assert (finding.verdict, finding.backup and finding.backup.updates) == found
 
 
+@pytest.mark.parametrize(("on_others", "verdict"), [(3.0, "healthy"), (5.0, "restored")])
+def test_one_batch_of_outliers_makes_no_weights_worse_than_the_untrained_ones(on_others, verdict):
+    """Where targets have heavy tails it makes up most of the sum; the other batches must be worse, too."""
+    known = backups(4)
+
+    def answer(lab, witness):
+        is_present = lab.current is None
+        if witness.updates == 100:
+            return 520.0 if is_present else 500.0
+        return on_others if is_present else 4.0
+
+    assert conduct(case_of(known, Alarm.ABOVE), FakeLab(), answer)[0].verdict == verdict
+
+
 def test_the_tolerance_of_the_untrained_state_is_bounded_by_its_record():
     """Where the first updates ruin the weights, the first losses of the run say nothing of what is usual."""
     known = backups(2)
