@@ -390,6 +390,7 @@ class StepHooks:
         self._run, self._stepper, self._is_alone, self._schedules = weakref.ref(r8), stepper, is_alone, schedules
         self._looks, self._may_withhold = looks, may_withhold
         self._saved: list[Any] | None = None
+        self._stepped_at: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._withheld: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._put_back: weakref.WeakSet[Any] = weakref.WeakSet()
         self.optimizers = [*inner_optimizers(optimizer).values()] or [plain_optimizer(optimizer)]
@@ -406,6 +407,11 @@ class StepHooks:
         if r8 is None:
             return
         controller = r8.controller
+        if not controller.is_quiet:
+            # What comes after the last loss was learned from is no step of the run.
+            before, self._stepped_at[optimizer] = self._stepped_at.get(optimizer), controller.lineage.updates
+            if r8._is_closed or (r8.is_over and before == controller.lineage.updates):
+                return
         if stepper is not None:
             updates = controller.lineage.updates
             if optimizer is stepper.counted:

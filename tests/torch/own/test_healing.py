@@ -701,3 +701,39 @@ def test_weights_that_learn_other_data_may_grow():
 
     assert found < 1.3 * bare
     assert "restored" not in adapter.summary()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("closes", [True, False])
+def test_after_the_run_the_rate_is_the_users_again(closes):
+    """A rate that was lowered in a run is lowered to its last step, and not in what the optimizer does afterwards."""
+    torch.manual_seed(0)
+    model = classifier()
+    optimizer = torch.optim.SGD(model.parameters(), lr=30.0)
+    adapter, seen = attach(model, optimizer, DataLoader(DIGITS, batch_size=16), num_epochs=12), []
+    weight = model[0].bias
+
+    def share():
+        """Of the rate, how far a gradient of 1 moves a weight."""
+        optimizer.zero_grad()
+        for each in model.parameters():
+            each.grad = torch.ones_like(each)
+        before = weight.detach().clone()
+        optimizer.step()
+        return ((before - weight.detach()) / optimizer.param_groups[0]["lr"]).mean().item()
+
+    for _ in adapter.epochs():
+        for inputs, targets in adapter.batches():
+            if adapter.report(cross_entropy(model(inputs), targets)):
+                optimizer.zero_grad()
+                cross_entropy(model(inputs), targets).backward()
+                before = weight.detach().clone()
+                optimizer.step()
+                seen.append((adapter.scheduler.lr_factor, before, weight.detach().clone(), weight.grad.clone()))
+    factor, before, after, gradient = seen[-1]
+    if closes:
+        adapter.close()
+
+    assert factor < 0.5
+    assert torch.allclose(before - after, factor * 30.0 * gradient, atol=1e-6)
+    assert share() == pytest.approx(1.0, rel=1e-4)
