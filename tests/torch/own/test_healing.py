@@ -724,11 +724,9 @@ def test_after_the_run_the_rate_is_the_users_again(closes):
 
     for _ in adapter.epochs():
         for inputs, targets in adapter.batches():
-            if adapter.report(cross_entropy(model(inputs), targets)):
-                optimizer.zero_grad()
-                cross_entropy(model(inputs), targets).backward()
-                before = weight.detach().clone()
-                optimizer.step()
+            loss, before = cross_entropy(model(inputs), targets), weight.detach().clone()
+            if adapter.report(loss):
+                descend(optimizer, loss)
                 seen.append((adapter.scheduler.lr_factor, before, weight.detach().clone(), weight.grad.clone()))
     factor, before, after, gradient = seen[-1]
     if closes:
