@@ -161,7 +161,7 @@ class Case:
         for backup, loss in self.of_present.items():
             # Where a loss is not finite, its batch may be to blame.
             is_known = math.isfinite(loss) or math.isfinite(backup.replayed)
-            # Of weights that have followed the data, only the old batches are worse; no such weights jump.
+            # Of weights that have followed the data, only the old batches are worse; these do not jump.
             may_follow = self.may_drift and self.alarm is not Alarm.CHANGED
             is_known &= not (may_follow and MOST_OF_LEVEL * self.level < loss < math.inf)
             if is_known and not loss <= self.record(backup) + self.tolerance(backup):

@@ -412,7 +412,7 @@ class Grown(NamedTuple):
 
     Attributes:
         key: Its dotted key.
-        num: How many numbers are at least half as large as that takes: where an update has done it, more than one are.
+        num: How many numbers are beyond half the limit: an update that was too large leaves more than one there.
         size: Of so many.
         peak: The largest absolute value.
         before: That in the backup.
