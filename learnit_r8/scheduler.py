@@ -230,7 +230,7 @@ class R8Scheduler:
         self.run_dir = None if self._journal is None else self._journal.folder
         self._given_up: int | None = None
         self._looping: int | None = None
-        self._is_closed = self._has_finished = self._speaks_at_exit = False
+        self._has_finished = self._speaks_at_exit = False
         if settings.given["resume"] is not None:
             run_state.resume_from(engine.run, settings.given["resume"])
 
@@ -371,7 +371,7 @@ class R8Scheduler:
             self.requests.leave()
 
     def _say_if_closed(self) -> None:
-        if self._is_closed and not self.pace.is_over:
+        if self.pace.is_closed and not self.pace.is_over:
             self.host.announcer.warn_once(
                 "closed",
                 f"the run was closed at step {self.pace.step}: what is trained from here on is not recorded in its "
@@ -966,7 +966,7 @@ class R8Scheduler:
             f"{self._position}, {self.phase}{rate}",
             f"losses refused: {self.sentry.num_refused}; batches not reported: {source.abandoned}; "
             f"{displaced * (source.displaced > 0)}{checkpoints}"
-            f"{self.controller.summary(is_over=self.is_over or self._is_closed)}",
+            f"{self.controller.summary(is_over=self.is_over or self.pace.is_closed)}",
         ]
         if is_own and not table.num_samples:
             return "\n".join([*lines, f"{events.NO_TABLE}."])
@@ -1015,7 +1015,7 @@ class R8Scheduler:
             return "searching"
         if self.pace.is_finished or self._has_finished:
             return "finished"
-        if self._is_closed:
+        if self.pace.is_closed:
             return "stopped"
         if self.pace.budget.cool_down is not None:
             return "cooling down"
@@ -1043,9 +1043,9 @@ class R8Scheduler:
             run_state.say_how_to_unpack(self.host.run, error, is_own=self.feed is not None)
 
     def _close(self, *, is_whole: bool) -> None:
-        if self._is_closed:
+        if self.pace.is_closed:
             return
-        self._is_closed = True
+        self.pace.is_closed = True
         if is_whole:
             run_state.say_if_one_epoch(self.host.run)
         try:
@@ -1065,11 +1065,11 @@ class R8Scheduler:
             raise
         except BaseException:
             # Interrupted: close() may be called again.
-            self._is_closed = False
+            self.pace.is_closed = False
             raise
         finally:
             self.requests.leave()
-            if self._is_closed and self.host.saver is not None:
+            if self.pace.is_closed and self.host.saver is not None:
                 self.host.saver.store.release()
             pace, early = self.pace, self.pace.ended_early
             if is_whole:

@@ -259,7 +259,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_backup_timer.py -k most_matrices", "noise in the adapters of a frozen model stays"),
     ("recovery/experiment.py", "if not total <= limit and 2 * num_worse > number:", "if not total <= limit:",
      "recovery/test_experiment.py -k outliers_makes", "heavy tails put a healthy model back to the untrained one"),
-    ("torch/stepper.py", "if r8._is_closed or (r8.is_over and", "if False and (r8.is_over and",
+    ("torch/stepper.py", "if r8.pace.is_closed or (r8.is_over and", "if False and (r8.is_over and",
      "torch/own/test_healing.py -k users_again", "a rate that was lowered stays so after the run"),
     ("state/tree.py", "> limit / 2).sum()", "> limit).sum()",
      "recovery/test_model.py -k outgrown", "an update that was far too large is called a stray write"),

@@ -81,6 +81,7 @@ class Pace:
         tally: Counts of the present epoch.
         has_left_epoch: Whether an epoch has ended since what is due between two steps was done last.
         is_stopped: Whether the run was asked to end before its budget is used up.
+        is_closed: Whether the run was closed, be its budget used up or not.
         ended_early: Why the program itself has ended it early, which is a success; None if it has not.
         rule: As given.
         passes: Runs through the user's iterable before the present one; 0 if batches are planned.
@@ -108,7 +109,7 @@ class Pace:
         self.passes = self.tokens = 0
         self.has_ended = self.is_counted = self.epoch_follows = self.counts_epochs = False
         self.loop_of_epoch: tuple[str, str] | None = None
-        self.is_stopped = False
+        self.is_stopped = self.is_closed = False
         self.ended_early: str | None = None
         self.clock = clock
         self.rule = rule

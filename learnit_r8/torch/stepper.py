@@ -127,7 +127,8 @@ class Stepper:
     def note_run(self, r8: R8Scheduler) -> None:
         """Warn if the optimizer's run before is still under way, as where attach() stands within its loop."""
         before = _RUNS[self._plain]() if self._plain in _RUNS else None
-        if before is not None and before is not r8 and before.global_step and not (before.is_over or before._is_closed):
+        is_under_way = before is not None and before.global_step and not (before.is_over or before.pace.is_closed)
+        if before is not r8 and is_under_way:
             r8.host.say_once("attached again", ATTACHED_AGAIN)
         _RUNS[self._plain] = weakref.ref(r8)
         self._norms = r8.controller.norms
@@ -410,7 +411,7 @@ class StepHooks:
         if not controller.is_quiet:
             # What comes after the last loss was learned from is no step of the run.
             before, self._stepped_at[optimizer] = self._stepped_at.get(optimizer), controller.lineage.updates
-            if r8._is_closed or (r8.is_over and before == controller.lineage.updates):
+            if r8.pace.is_closed or (r8.is_over and before == controller.lineage.updates):
                 return
         if stepper is not None:
             updates = controller.lineage.updates

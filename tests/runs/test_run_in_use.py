@@ -150,7 +150,7 @@ def test_a_newer_checkpoint_that_comes_before_the_lock_counts(tmp_path, monkeypa
     claim = store.CheckpointStore.claim
 
     def late(self, run_id):
-        if first is not None and not first._is_closed:
+        if first is not None and not first.pace.is_closed:
             first.close()
         claim(self, run_id)
 
