@@ -655,7 +655,7 @@ class Engine:
                 with self.turns.take("between_steps", pace.step, is_changing=True):
                     # A trial that ends here goes on with its own weights, of which a checkpoint may follow.
                     controller.live.hide()
-                    controller.look_back(step=pace.step, lr=self.rates.scheduled_at(pace.step))
+                    controller.look_back(step=pace.step, lr=self.rates.scheduled_at(pace.step), progress=pace.progress)
             epoch_ended = pace.has_left_epoch
         if self.announcer.wants_surveys or (self.emitter.has_groups and self.announcer.is_heard):
             self.emitter.between_steps(pace.epoch, epoch_ended=epoch_ended, closing=closing)

@@ -16,7 +16,6 @@ from .. import events
 from ..guard.monitor import Sentry, plain
 from ..sources.ticket import Ticket
 from ..state import tree
-from ..table.trend import NEAR
 from .backups import Backup
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_again, draw_with_first, end_healthy
 from .model import LiveModel, Saved, Witnesses, saved_form
@@ -73,7 +72,12 @@ targets has heavy tails: there a batch whose loss changes much has a high loss, 
 FADED = 0.75
 """Most numbers with a gradient other than 0 in one of so many looks, as a share of those in the first ones, from which
 parameters fade. At good rates it is .99 and more where the losses are still near the untrained model's; measured in
-benchmarks/natural.py."""
+benchmarks/natural.py. Where next to nothing can be learned, as with 60 % of random labels, it is .55 to .75 too."""
+
+FUTILE_STEPS, TRIAL_SHARE = 48, 0.1
+"""Steps after which a trial for fading parameters has to show progress, and their largest share of what is left of the
+run: so few are lost where the data are hard. By then the last losses of trials that helped were 4.5 % below the first
+ones and more, of others at most 2.2 %."""
 
 CLEARLY_BETTER = 0.75
 """Share of the level of dead weights below which the losses before a state must be for it to be gone on from."""
@@ -84,7 +88,8 @@ DEAD = (
 )
 FADING = (
     "step {:,}: only {:.0%} as many weights have a gradient as in the first steps, as where ever more rectifiers pass "
-    "nothing on, and the losses are still near that of the untrained model: the rate is probably too high."
+    "nothing on, and the losses are still near that of the untrained model: the rate may be too high, or the data hard "
+    "to fit."
 )
 
 
@@ -120,6 +125,7 @@ class FirstSteps:
 
     Attributes:
         is_first_due: Whether the first batches are to be looked at.
+        is_long: Whether a trial that does not help costs next to nothing of the run.
     """
 
     def __init__(
@@ -130,6 +136,7 @@ class FirstSteps:
         )  # fmt: skip
         self._early, self._lineage, self._limit = state.early, state.lineage, state.limit
         self._backup, self._announcer, self.is_first_due = live.persistence.backup, live.announcer, False
+        self.is_long = True
 
     @property
     def is_measuring(self) -> bool:
@@ -354,8 +361,17 @@ class FirstSteps:
         if early.dead.are_most:
             return True
         progress = self._lineage.progress
-        is_fading = early.dead.left < FADED and early.num_trials < MOST_RATE_TRIALS
-        return is_fading and (early.is_reviving or (progress.is_flat and progress.level > NEAR * progress.untrained))
+        is_fading = early.dead.left < FADED and early.num_trials < MOST_RATE_TRIALS and self.is_long
+        return is_fading and (early.is_reviving or (progress.is_flat and not progress.has_learned))
+
+    def note_end(self, step: int, progress: float) -> None:
+        """Note how much of the run is done.
+
+        Args:
+            step: Steps so far.
+            progress: Their share of the run; 0 if its end is not known.
+        """
+        self.is_long = FUTILE_STEPS * progress <= TRIAL_SHARE * step * (1 - progress)
 
     def revive(self, level: float) -> None:
         """Where parameters die, try a tenth of the rate from a state in which they did not."""
@@ -412,7 +428,7 @@ class FirstSteps:
         live.end()
         early.trial = RateTrial(
             present, sentry.present.losses, self._backup.backups, is_better, level, before, lineage.updates,
-            limit.state_dict(), is_dead,
+            limit.state_dict(), is_dead, is_dying and not is_dead,
         )  # fmt: skip
         early.num_trials += 1
         self._backup.backups = [each for each in self._backup.backups if each.updates <= first.updates]
@@ -434,7 +450,11 @@ class FirstSteps:
     def end_trial(self, level: float) -> None:
         """Once it is long enough, go on with the lower rate if its losses are clearly better, else as before it."""
         lineage, trial = self._lineage, self._early.trial
-        if trial is None or lineage.since_restore < RATE_TRIAL_STEPS or level != level:
+        if trial is None:
+            return
+        if lineage.since_restore < RATE_TRIAL_STEPS or level != level:
+            if trial.is_fading and lineage.since_restore >= FUTILE_STEPS and not lineage.progress.has_begun:
+                self._give_up(trial)
             return
         if trial.is_surpassed_by(level):
             self.drop_trial()
@@ -457,8 +477,7 @@ class FirstSteps:
         if not self._sentry.tests_progress and lineage.since_restore < 2 * RATE_TRIAL_STEPS:
             # Of so few losses the level may be too high by chance, and what was kept aside learns next to nothing.
             return
-        self._early.num_trials = MOST_RATE_TRIALS
-        self._undo(trial)
+        self._give_up(trial)
 
     def break_off(self, *, is_damaged: bool) -> bool:
         """End a trial before it is long enough: with the lower rate only if what was kept aside is no better.
@@ -475,6 +494,11 @@ class FirstSteps:
             return False
         self._undo(trial)
         return True
+
+    def _give_up(self, trial: RateTrial) -> None:
+        """Go on as before a trial that was of no use, once and for all."""
+        self._early.num_trials = MOST_RATE_TRIALS
+        self._undo(trial)
 
     def drop_trial(self) -> None:
         """Go on with the weights and the rate as they are."""

@@ -484,17 +484,18 @@ class RecoveryController:
         """Whether a batch without a high loss is what damages healthy weights, at rates of the user's own."""
         return self.limit.is_share and self.lineage.progress.is_calm(self.lineage.since_restore)
 
-    def look_back(self, *, step: int, lr: float) -> None:
+    def look_back(self, *, step: int, lr: float, progress: float) -> None:
         """In the first steps: see whether progress was lost, or there is none, as the rate may be too high.
 
         Args:
             step: Steps reported.
             lr: The scheduled learning rate.
+            progress: Finished share of the run; 0 as long as its end is not known.
         """
         was_quiet, self.state.is_look_due = self.is_quiet, False
         self.begin_call(step, lr)
-        early, lineage, remedies = self.early, self.lineage, self._remedies
-        level, best = lineage.progress.level, None
+        early, lineage, level, best = self.early, self.lineage, self.lineage.progress.level, None
+        early.note_end(step, progress)
         if self.experiment.is_open:
             pass
         elif early.is_first_due and early.doubt_first(self.witnesses.known()) is not None:
@@ -505,7 +506,7 @@ class RecoveryController:
             early.revive(level)
         elif not self._sentry.tests_progress:
             # Batches and rates are the user's own: only the level of the losses says something of those.
-            remedies.confirm_rate(level)
+            self._remedies.confirm_rate(level)
             # Also where a lower rate was asked for that the loop cannot have.
             is_idle = lineage.rises or (self.limit.is_ignored and self.limit.was_lowered)
             if lineage.progress.is_above_untrained(lineage.updates) and not is_idle and self.live.can_restore:
@@ -522,7 +523,7 @@ class RecoveryController:
             if early.is_measuring:
                 early.measure_updates(level)
             else:
-                remedies.confirm_rate(level)
+                self._remedies.confirm_rate(level)
                 best = early.look(level)
         if best is not None:
             self._experiment_on(Alarm.REGRESS, level, best=best)

@@ -432,6 +432,7 @@ class RateTrial(SavedFields):
         updates: Updates of its weights.
         limit: The limit of the rate, as a saved state.
         is_dead: Whether most of its parameters get no gradient any more, so that it cannot become better.
+        is_fading: Whether ever fewer of its weights get one.
     """
 
     present: Any = field(metadata=NOT_SAVED)
@@ -443,6 +444,7 @@ class RateTrial(SavedFields):
     updates: int = 0
     limit: dict[str, Any] = field(default_factory=dict)
     is_dead: bool = False
+    is_fading: bool = False
 
     def is_surpassed_by(self, level: float) -> bool:
         """Whether this level of the losses at the lower rate is clearly better."""

@@ -19,7 +19,7 @@ from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from tests.torch_common import Attention, X, Y
 
-NUM_STEPS, BACKUP = 320, 20
+NUM_STEPS, LONG, BACKUP = 320, 640, 20
 
 
 class Left(Exception):
@@ -33,11 +33,11 @@ def rectifiers(seed=0):
     )
 
 
-def batches(size=16, pools=None):
+def batches(size=16, pools=None, num_steps=NUM_STEPS):
     """Of all samples, or for each step of some; see `Run`."""
     dice = np.random.default_rng(0)
     everything = np.arange(len(X))
-    pools = [everything] * NUM_STEPS if pools is None else [everything[np.array(each)] for each in pools]
+    pools = [everything] * num_steps if pools is None else [everything[np.array(each)] for each in pools]
     rows = [torch.as_tensor(dice.choice(pool, size)) for pool in pools]
     return [(X[each], Y[each]) for each in rows]
 
@@ -78,7 +78,7 @@ class Run:
         with warnings.catch_warnings(record=True) as said, contextlib.suppress(Left):
             warnings.simplefilter("always")
             with attach(
-                self.model, optimizer, batches(size, pools), num_steps=num_steps, listeners=[self.heard],
+                self.model, optimizer, batches(size, pools, num_steps), num_steps=num_steps, listeners=[self.heard],
                 **grouped(dict(backup_every=BACKUP, **settings)),
             ) as self.adapter:  # fmt: skip
                 r8 = self.adapter.scheduler
@@ -104,10 +104,10 @@ class Run:
 
 
 @functools.cache
-def bare(*, kills=(), lr=3e-3, model=rectifiers, make=torch.optim.Adam, size=16):
+def bare(*, kills=(), lr=3e-3, model=rectifiers, make=torch.optim.Adam, size=16, num_steps=NUM_STEPS):
     model = model()
     optimizer = make(model.parameters(), lr)
-    for step, (x, y) in enumerate(batches(size)):
+    for step, (x, y) in enumerate(batches(size, num_steps=num_steps)):
         if step in kills:
             kill(model)
         optimizer.zero_grad()
@@ -116,7 +116,7 @@ def bare(*, kills=(), lr=3e-3, model=rectifiers, make=torch.optim.Adam, size=16)
     return model
 
 
-FADING = {"model": normed, "lr": 1.5, "make": torch.optim.SGD, "size": 4}
+FADING = {"model": normed, "lr": 1.5, "make": torch.optim.SGD, "size": 4, "num_steps": LONG}
 EXPLODES = {"model": Attention, "lr": 0.035, "size": 8}
 STARTS = 64
 
@@ -356,6 +356,7 @@ class Narrowed(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.linear, self.step = nn.Linear(64, 10), 0
+        nn.init.zeros_(self.linear.weight)
 
     def forward(self, x):
         self.step += 1
@@ -367,10 +368,22 @@ class Narrowed(nn.Module):
 
 def test_a_trial_that_is_no_better_ends():
     """Where a tenth of the rate is no better, the weights and the rate from before come back, once and for all."""
-    run = Run(model=Narrowed, make=torch.optim.SGD, lr=0.1)
+    run = Run(model=Narrowed, make=torch.optim.SGD, lr=0.1, num_steps=LONG)
 
     assert [each for each in run.kinds if each in ("LrCapped", "LrRestored")] == ["LrCapped", "LrRestored"]
     assert run.kinds.count("RolledBack") == 2
+    begun, ended = (run.heard.of(kind)[0].step for kind in (events.LrCapped, events.LrRestored))
+    assert 48 <= ended - begun < 64
+
+
+def test_no_rate_is_tried_in_a_short_run():
+    """A trial that is of no use would cost more than a tenth of what is left of it."""
+    run = Run(model=Narrowed, make=torch.optim.SGD, lr=0.1)
+    plain = bare(model=Narrowed, make=torch.optim.SGD, lr=0.1)
+
+    assert not {"RolledBack", "LrCapped"} & {*run.kinds}
+    assert "as many weights" not in str(run.heard)
+    assert all(torch.equal(*each) for each in zip(run.model.parameters(), plain.parameters(), strict=True))
 
 
 class Gated(nn.Module):
