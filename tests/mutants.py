@@ -354,7 +354,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/early.py", "math.sqrt(USUAL_BATCH / size)", "math.sqrt(size / USUAL_BATCH)",
      "recovery/test_early.py", "a rate that is too high is not noticed with small batches"),
     ("recovery/early.py", "FUTILE_STEPS * progress <=", "True or FUTILE_STEPS * progress <=",
-     "torch/test_remedies.py -k short_run", "a fifth of a short run on hard data is spent on a rate that learns nothing"),
+     "torch/test_remedies.py -k short_run", "short runs on hard data try a rate that learns nothing"),
     ("recovery/early.py", "trial.is_fading and lineage.since_restore >= FUTILE_STEPS", "False",
      "torch/test_remedies.py -k no_better", "a rate that learns nothing is tried twice as long"),
     ("recovery/early.py", "is_lower and initial.replayed <= initial.record, live",
