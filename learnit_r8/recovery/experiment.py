@@ -112,6 +112,8 @@ NOT_THE_WEIGHTS = (
     "and its optimizer"
 )
 
+NO_RECORD = "repeats its record: the loss or the data have changed"
+
 OTHER_DATA = "no earlier state is better on later batches: the data have changed"
 
 
@@ -474,7 +476,7 @@ def _stay(
             return None
         if tested and not any(math.isfinite(each.replayed) for each in tested):
             return Finding("data", NOT_THE_WEIGHTS, None, tested)
-        return Finding("level", "no state repeats its record: the loss or the data have changed", None, tested)
+        return Finding("level", f"no state {NO_RECORD}", None, tested)
     if rise <= NOISES * newest.noise and model.put_present():
         return Finding(
             "healthy", "the batch that tests them is as close to its earlier loss as it ever gets", None, tested
@@ -486,6 +488,8 @@ def _stay(
             loss = yield from _draw(case, newest)
         if newest.replayed >= loss and model.put_present():
             return Finding("level", OTHER_DATA, None, tested)
+    if not newest.updates and _have_data_changed(case, tested) and model.put_present():
+        return Finding("level", f"no trained state {NO_RECORD}", None, tested)
     was_compared = not any(each.updates for each in case.references)
     if not newest.updates and not was_compared and model.put_present():
         # Weights that were never trained have much the same loss on any data; the present ones may still be better.
@@ -493,6 +497,15 @@ def _stay(
         if loss <= case.record(newest):
             return Finding("level", "only the initial state repeats its record, and it is worse", None, tested)
     return None
+
+
+def _have_data_changed(case: Case, tested: Sequence[Backup]) -> bool:
+    """Whether each trained state is worse on its witness than it was: copies stay as they are, and what was never
+    trained has much the same loss on any data. A record far above the losses before it is of changed data already.
+    """
+    trained = [each for each in tested if each.updates and each.is_typical]
+    rises = [each.replayed - case.record(each) - case.tolerance(each, is_own=True) for each in trained]
+    return bool(rises) and min(rises) > 0
 
 
 def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[Backup, float, Backup | None]:

@@ -221,8 +221,22 @@ def test_bisection_finds_the_newest_healthy_state(count, data):
     lab = FakeLab()
     finding, _ = conduct(case_of(known), lab, healthy_to(last))
 
-    assert (finding.verdict, finding.backup.updates) == ("restored", last)
+    # Where no trained state has its record any more, the data have changed, not all of the copies.
+    found = ("restored", last) if last or count == 1 else ("level", None)
+    assert (finding.verdict, finding.backup and finding.backup.updates) == found
     assert len(finding.tested) <= 2 * math.ceil(math.log2(count + 1)) + 1
+
+
+@pytest.mark.parametrize("record", [5.0, 2.0 * 0.8**3])
+def test_data_that_change_put_no_untrained_model_in(record):
+    """That repeats its record on any data, as does a backup made since; of the other trained states none does."""
+    known = backups(4)
+    known[3].losses, known[3].is_proven = [record], False
+
+    def answer(lab, witness):
+        return witness.record if lab.current is witness is known[0] else 5.0
+
+    assert conduct(case_of(known), FakeLab(), answer)[0].verdict == "level"
 
 
 @given(st.lists(st.sampled_from([NAN, 0.0, 0.9, 1.0, 1.1, 5.0, 1e9]), min_size=1, max_size=9), st.booleans())

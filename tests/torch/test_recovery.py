@@ -152,8 +152,8 @@ def test_loop_that_ends_within_a_trial_of_a_rate_ends_with_trained_weights():
     digits = load_digits()
     x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
     adapter = attach(
-        model, torch.optim.SGD(model.parameters(), 0.25, momentum=0.9), torch.utils.data.TensorDataset(x, y),
-        batch_size=32, num_steps=260, seed=5, policy="shuffle", scheduler_mode="keep",
+        model, torch.optim.SGD(model.parameters(), 0.3, momentum=0.9), torch.utils.data.TensorDataset(x, y),
+        batch_size=32, num_steps=160, seed=5, policy="shuffle", scheduler_mode="keep",
     )  # fmt: skip
 
     def loss():
