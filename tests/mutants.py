@@ -355,6 +355,8 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_early.py", "a rate that is too high is not noticed with small batches"),
     ("recovery/experiment.py", "bool(rises) and min(rises) > 0", "False",
      "torch/own/test_other_data.py -k change_late", "data that change put the untrained model in"),
+    ("recovery/experiment.py", "if state is first and good and is_whole:", "if False:",
+     "recovery/test_experiment.py -k on_other_data", "labels that change put the untrained model in"),
     ("recovery/early.py", "FUTILE_STEPS * progress <=", "True or FUTILE_STEPS * progress <=",
      "torch/test_remedies.py -k short_run", "short runs on hard data try a rate that learns nothing"),
     ("recovery/early.py", "trial.is_fading and lineage.since_restore >= FUTILE_STEPS", "False",

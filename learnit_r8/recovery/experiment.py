@@ -438,7 +438,12 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
         return Finding("healthy", "the weights are no worse than the untrained ones on the same batches")
     limit = worse * sum(losses.values()) / len(losses)
     # The losses before a state are higher only some time after damage, its record is at once.
-    for state in [*(each for each in reversed(trained) if max(each.usual, each.record) <= limit), first]:
+    good = [each for each in reversed(trained) if max(each.usual, each.record) <= limit]
+    for state in [*good, first]:
+        if state is first and good and is_whole:
+            good[0].replayed = yield from _draw(case, good[0], functools.partial(model.put, good[0]))
+            if _have_data_changed(case, good[:1]) and model.put_present():
+                return Finding("level", f"no trained state {NO_RECORD}", None, good[:1])
         is_good = state is first or not (yield from is_worse(functools.partial(model.put, state)))
         if is_good and model.put(state):
             return Finding("restored", "the weights were far worse than the untrained ones", state)

@@ -239,6 +239,20 @@ def test_data_that_change_put_no_untrained_model_in(record):
     assert conduct(case_of(known), FakeLab(), answer)[0].verdict == "level"
 
 
+@pytest.mark.parametrize(("repeats", "found"), [(False, ("level", None)), (True, ("restored", 0))])
+def test_weights_that_are_worse_than_the_untrained_ones_on_other_data_stay(repeats, found):
+    """Where labels have changed, all trained states are, on batches of their own, too; ruined ones repeat a record."""
+    known = backups(4)
+
+    def answer(lab, witness):
+        is_own = repeats and lab.current is witness
+        return witness.record if is_own else 2.0 if lab.current is known[0] else 20.0
+
+    finding, _ = conduct(case_of(known, Alarm.ABOVE), FakeLab(), answer)
+
+    assert (finding.verdict, finding.backup and finding.backup.updates) == found
+
+
 @given(st.lists(st.sampled_from([NAN, 0.0, 0.9, 1.0, 1.1, 5.0, 1e9]), min_size=1, max_size=9), st.booleans())
 def test_always_ends_with_one_of_four_findings(losses, memory):
     """Whatever probes say, the experiment ends, and a restored state is one of those it was told of."""
