@@ -65,6 +65,9 @@ FEW_LATEST, NUM_OLDER = 2, 2
 """Of the last batches, how many are enough for a state that is worse, or far better, on all; and how many older states
 are tried."""
 
+FEW_STAND_INS = 2
+"""States that are worse than they were, with other batches for probes, from which it is the data."""
+
 MOST_OF_LEVEL = 3.0
 """Times the level of the last losses beyond which the loss of an old batch tells of other data, not of damage."""
 
@@ -360,7 +363,7 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     if case.best is not None:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
-    newest = (yield from _find_newest_healthy(case, model, known, tested)) if rise else None
+    newest = (yield from _find_newest_healthy(case, model, known, tested, may_stay=has_present)) if rise else None
     is_later = newest is not None and newest.updates > (jumped_from or 0) and not newest.is_on_disk
     if jumped_from is not None and (is_later or not rise):
         # A witness may not show it, as where it holds no row of an embedding that was hit.
@@ -513,6 +516,13 @@ def _have_data_changed(case: Case, tested: Sequence[Backup]) -> bool:
     return bool(rises) and min(rises) > 0
 
 
+def _are_no_better(case: Case, tested: Sequence[Backup]) -> bool:
+    """Whether data have changed, and weights from before that are hardly better on those of now than the present."""
+    present, best = min(case.of_present.values(), default=math.inf), min(tested, key=lambda each: each.replayed)
+    gain, rise = present - best.replayed, present - case.record(best)
+    return _have_data_changed(case, tested) and gain <= (1 - SHARE_OF_GAIN) * rise < math.inf
+
+
 def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[Backup, float, Backup | None]:
     """The newest of a state and the trained ones before it that is better now; None if none is. The first of them may
     be damaged already, though it repeats its record. Any is better than weights that have lost what they just had.
@@ -660,14 +670,20 @@ def _is_healthy(case: Case, model: LiveModel, backup: Backup) -> Generator[Backu
 
 
 def _find_newest_healthy(
-    case: Case, model: LiveModel, known: Sequence[Backup], tested: list[Backup]
+    case: Case, model: LiveModel, known: Sequence[Backup], tested: list[Backup], *, may_stay: bool = False
 ) -> Generator[Backup, float, Backup | None]:
-    """The newest healthy backup, as damage does not go away; None if there is none."""
+    """The newest healthy backup, as damage does not go away; None if there is none.
+
+    With ``may_stay`` the search ends where other batches stand for probes, of which each state takes eight from the
+    training, once a few show that the data have changed, and are no better there than the present weights.
+    """
     low, high, at, stride = -1, len(known), len(known) - 1, 1
     while high > low + 1:
         tested.append(known[at])
         if (yield from _is_healthy(case, model, known[at])):
             low = at
+        elif may_stay and not case.is_exact and len(tested) == FEW_STAND_INS and _are_no_better(case, tested):
+            return None
         else:
             high = at
         if low < 0:
