@@ -83,7 +83,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_experiment.py -k harder", "a loop over `steps()` goes back far where its text changes"),
     ("guard/spike.py", "if self.tests_progress or not (", "if True or not (",
      "guard/test_spike.py -k slow_rise", "the guard refuses the losses of a VQ-VAE as they rise"),
-    ("recovery/recovery.py", "            self.state.watch_steps()\n            is_again", "            is_again",
+    ("recovery/recovery.py", "if alarm is Alarm.NOT_FINITE:\n            self.state", "if False:\n            self.state",
      "contract/test_data.py -k recurring_hidden_nan", "each gradient of NaN behind a finite loss costs a restore"),
     ("recovery/persistence.py", "before, least=BEYOND)", "before, least=FAR_GROWN)",
      "recovery/test_model.py -k stray_write", "a row that was trained at a high rate is put back"),

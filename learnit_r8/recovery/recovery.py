@@ -472,7 +472,6 @@ class RecoveryController:
         elif not self.experiment.is_open:
             # After a clean check it is another fault, unless the state that was put back is still on proof.
             last, self._damaged_step = self._damaged_step, step
-            self.state.watch_steps()
             is_again = last is not None and (timer.clean_step <= last or self.lineage.is_proving)
             if is_again:
                 timer.note_lasting(array)
