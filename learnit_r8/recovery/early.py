@@ -16,6 +16,7 @@ from .. import events
 from ..guard.monitor import Sentry, plain
 from ..sources.ticket import Ticket
 from ..state import tree
+from ..table.trend import NEAR
 from .backups import Backup
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_again, draw_with_first, end_healthy
 from .model import LiveModel, Saved, Witnesses, saved_form
@@ -362,7 +363,7 @@ class FirstSteps:
             return True
         progress = self._lineage.progress
         is_fading = early.dead.left < FADED and early.num_trials < MOST_RATE_TRIALS and self.is_long
-        return is_fading and (early.is_reviving or (progress.is_flat and not progress.has_learned))
+        return is_fading and (early.is_reviving or (progress.is_flat and progress.level > NEAR * progress.untrained))
 
     def note_end(self, step: int, progress: float) -> None:
         """Note how much of the run is done.

@@ -280,11 +280,6 @@ class Progress(SavedFields):
         return len(before) == LEVEL and self.level >= (1 - LEAST_GAIN) * median_of(before)
 
     @property
-    def has_learned(self) -> bool:
-        """Whether the level of the losses is clearly below that of the untrained model."""
-        return self.level <= (1 - LEAST_LEARNED) * self.untrained
-
-    @property
     def has_begun(self) -> bool:
         """Whether the last few losses are below those of the start, if only by little."""
         return median_of(list(self.recent)[-LOOK_EVERY:]) <= (1 - LEAST_GAIN) * self.start
