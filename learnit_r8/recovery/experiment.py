@@ -246,6 +246,20 @@ class Case:
         is_slow = self.alarm in (Alarm.RAISED, Alarm.FELL) and not is_own and not is_first
         return min((SHARE_OF_SLOW_RISE if is_slow else SHARE_OF_RISE) * rise, most)
 
+    def have_data_changed(self, tested: Sequence[Backup]) -> bool:
+        """Whether each trained state is worse on its witness than it was: copies stay as they are, and what was never
+        trained has much the same loss on any data. A record far above the losses before it is of changed data already.
+        """
+        trained = [each for each in tested if each.updates and each.is_typical]
+        rises = [each.replayed - self.record(each) - self.tolerance(each, is_own=True) for each in trained]
+        return bool(rises) and min(rises) > 0
+
+    def are_no_better(self, tested: Sequence[Backup]) -> bool:
+        """Whether data have changed, and states from before that are hardly better on those of now than the present."""
+        present, best = min(self.of_present.values(), default=math.inf), min(tested, key=lambda each: each.replayed)
+        gain, rise = present - best.replayed, present - self.record(best)
+        return self.have_data_changed(tested) and gain <= (1 - SHARE_OF_GAIN) * rise < math.inf
+
     @property
     def repeats(self) -> int:
         """Probes after which a loss that is never finite cannot be chance, with so many passing faults in the data."""
@@ -445,7 +459,7 @@ def _compare_with_untrained(case: Case, model: LiveModel) -> Steps:
     for state in [*good, first]:
         if state is first and good and is_whole:
             good[0].replayed = yield from _draw(case, good[0], functools.partial(model.put, good[0]))
-            if _have_data_changed(case, good[:1]) and model.put_present():
+            if case.have_data_changed(good[:1]) and model.put_present():
                 return Finding("level", f"no trained state {NO_RECORD}", None, good[:1])
         is_good = state is first or not (yield from is_worse(functools.partial(model.put, state)))
         if is_good and model.put(state):
@@ -496,7 +510,7 @@ def _stay(
             loss = yield from _draw(case, newest)
         if newest.replayed >= loss and model.put_present():
             return Finding("level", OTHER_DATA, None, tested)
-    if not newest.updates and _have_data_changed(case, tested) and model.put_present():
+    if not newest.updates and case.have_data_changed(tested) and model.put_present():
         return Finding("level", f"no trained state {NO_RECORD}", None, tested)
     was_compared = not any(each.updates for each in case.references)
     if not newest.updates and not was_compared and model.put_present():
@@ -505,22 +519,6 @@ def _stay(
         if loss <= case.record(newest):
             return Finding("level", "only the initial state repeats its record, and it is worse", None, tested)
     return None
-
-
-def _have_data_changed(case: Case, tested: Sequence[Backup]) -> bool:
-    """Whether each trained state is worse on its witness than it was: copies stay as they are, and what was never
-    trained has much the same loss on any data. A record far above the losses before it is of changed data already.
-    """
-    trained = [each for each in tested if each.updates and each.is_typical]
-    rises = [each.replayed - case.record(each) - case.tolerance(each, is_own=True) for each in trained]
-    return bool(rises) and min(rises) > 0
-
-
-def _are_no_better(case: Case, tested: Sequence[Backup]) -> bool:
-    """Whether data have changed, and weights from before that are hardly better on those of now than the present."""
-    present, best = min(case.of_present.values(), default=math.inf), min(tested, key=lambda each: each.replayed)
-    gain, rise = present - best.replayed, present - case.record(best)
-    return _have_data_changed(case, tested) and gain <= (1 - SHARE_OF_GAIN) * rise < math.inf
 
 
 def _find_better_now(case: Case, model: LiveModel, newest: Backup) -> Generator[Backup, float, Backup | None]:
@@ -682,7 +680,7 @@ def _find_newest_healthy(
         tested.append(known[at])
         if (yield from _is_healthy(case, model, known[at])):
             low = at
-        elif may_stay and not case.is_exact and len(tested) == FEW_STAND_INS and _are_no_better(case, tested):
+        elif may_stay and not case.is_exact and len(tested) == FEW_STAND_INS and case.are_no_better(tested):
             return None
         else:
             high = at
