@@ -75,7 +75,7 @@ FADED = 0.75
 parameters fade. At good rates it is .99 and more where the losses are still near the untrained model's; measured in
 benchmarks/natural.py. Where next to nothing can be learned, as with 60 % of random labels, it is .55 to .75 too."""
 
-FUTILE_STEPS, TRIAL_SHARE = 48, 0.1
+FUTILE_STEPS, TRIAL_SHARE = 48, 1 / 8
 """Steps after which a trial for fading parameters has to show progress, and their largest share of what is left of the
 run: so few are lost where the data are hard. By then the last losses of trials that helped were 4.5 % below the first
 ones and more, of others at most 2.2 %."""

@@ -377,7 +377,7 @@ def test_a_trial_that_is_no_better_ends():
 
 
 def test_no_rate_is_tried_in_a_short_run():
-    """A trial that is of no use would cost more than a tenth of what is left of it."""
+    """A trial that is of no use would cost more than an eighth of what is left of it."""
     run = Run(model=Narrowed, make=torch.optim.SGD, lr=0.1)
     plain = bare(model=Narrowed, make=torch.optim.SGD, lr=0.1)
 
