@@ -126,7 +126,7 @@ class FirstSteps:
 
     Attributes:
         is_first_due: Whether the first batches are to be looked at.
-        is_long: Whether a trial that does not help costs next to nothing of the run.
+        is_long: Whether a trial that does not help costs little of what is left of the run.
     """
 
     def __init__(

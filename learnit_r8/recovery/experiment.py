@@ -377,7 +377,8 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     if case.best is not None:
         known = [each for each in known if each.updates <= case.best.updates]
     tested: list[Backup] = []
-    newest = (yield from _find_newest_healthy(case, model, known, tested, may_stay=has_present)) if rise else None
+    may_stay = has_present and jumped_from is None
+    newest = (yield from _find_newest_healthy(case, model, known, tested, may_stay=may_stay)) if rise else None
     is_later = newest is not None and newest.updates > (jumped_from or 0) and not newest.is_on_disk
     if jumped_from is not None and (is_later or not rise):
         # A witness may not show it, as where it holds no row of an embedding that was hit.
@@ -387,15 +388,14 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         loss = case.of_present[newest] = yield from _draw(case, newest)
         if math.isfinite(loss):
             return Finding("healthy", f"the weights are healthy: {case.present_text}", None, tested)
-    if has_present:
-        finding = yield from _stay(case, model, newest, rise, tested)
-        if finding is not None:
-            return finding
+    finding = (yield from _stay(case, model, newest, rise, tested)) if has_present else None
+    if finding is not None:
+        return finding
     if newest is None and tested:
         # Nothing better is known than the oldest state; if no state has a finite loss, than the newest one.
         newest = tested[-1 if any(math.isfinite(each.replayed) for each in tested) else 0]
     may_drift = case.alarm is Alarm.FELL or (case.may_drift and case.alarm is not Alarm.NOT_FINITE)
-    if newest is not None and may_drift and has_present and jumped_from is None:
+    if newest is not None and may_drift and may_stay:
         newest = yield from _find_better_now(case, model, newest)
         if newest is None:
             return Finding("level", OTHER_DATA, None, tested)

@@ -370,10 +370,10 @@ def test_batches_that_have_become_harder_convict_no_weights(of_present, verdict)
     assert (lab.current is None) == (verdict == "level")
 
 
-@pytest.mark.parametrize(("present", "num_drawn"), [(4.0, 3), (8.0, 5)])
-def test_few_other_batches_are_spent_where_data_have_changed(present, num_drawn):
+@pytest.mark.parametrize(("present", "jumped_from", "num_drawn"), [(4.0, None, 3), (8.0, None, 5), (4.0, 150, 5)])
+def test_few_other_batches_are_spent_where_data_have_changed(present, jumped_from, num_drawn):
     """Once two states have five on those of now: the present weights have no more, or may be damaged as well."""
-    case, lab = case_of(backups(5), is_exact=False), FakeLab()
+    case, lab = case_of(backups(5), is_exact=False), FakeLab(jumped_from=jumped_from)
     finding, drawn = conduct(case, lab, lambda lab, witness: 5.0 if lab.current else present)
 
     assert (finding.verdict, len(drawn)) == ("level", num_drawn)
