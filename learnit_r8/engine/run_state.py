@@ -25,7 +25,7 @@ from ..schedules.schedule import sample_rates
 from ..state.callbacks import call_load
 from ..state.durable_io import numbered, remove
 from ..state.kinds import ANYTHING, check_kinds
-from ..state.store import Checkpoint, CheckpointStore, NoValidCheckpoint, has_checkpoints
+from ..state.store import Checkpoint, CheckpointStore, NoValidCheckpoint
 from ..state.tree import clone
 from .pace import Tally
 from .run import RankGroup, Run
@@ -429,9 +429,10 @@ def _resume_from_newest(run: Run) -> None:
         if found is not None:
             go_on_from(run, found, found.state)
         return
-    folder = None if run.persistence.store is None else run.persistence.store.folder
+    store = run.persistence.store
+    folder = None if store is None else store.folder
     is_gone = folder is not None and not folder.exists()
-    is_emptied = folder is not None and found.config.get(HAD_CHECKPOINT) and not has_checkpoints(folder)
+    is_emptied = store is not None and found.config.get(HAD_CHECKPOINT) and not store.names()
     if not has_other and (is_gone or is_emptied):
         # Whoever deletes the checkpoints wants to start over, and does not know of the memory; many scripts make the
         # folder anew before R8 sees that it is gone.

@@ -98,6 +98,11 @@ class Sentry:
         """Whether losses are expected to fall, those of batches of the user's own included."""
         return self.tests_progress or self.watches_level
 
+    @property
+    def reads_losses(self) -> bool:
+        """Whether losses that are finite mean something to the guard."""
+        return isinstance(self.guard, SpikeGuard)
+
     def expect_rivals(self) -> bool:
         """From here on expect no progress of the losses, as of networks that train against each other.
 

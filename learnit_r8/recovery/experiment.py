@@ -84,7 +84,7 @@ class Alarm(enum.Enum):
     model. END: unusual losses as the run ends. WILD: the losses of the first steps make no progress. EXPLODED: one loss
     far above the others and the untrained model's. FIRST: one of the first batches may have been bad. CHANGED: weights
     have become 0, or far larger than all were, at once. UNPROVEN: the run ends soon after a restore, with no batch
-    left for a test.
+    left for a test. MOVED: as it ends, weights have moved farther than ever, with no batch left either.
     """
 
     NOT_FINITE = "not finite"
@@ -100,6 +100,7 @@ class Alarm(enum.Enum):
     FIRST = "first batches"
     CHANGED = "changed at once"
     UNPROVEN = "unproven"
+    MOVED = "moved"
 
 
 NUM_REFERENCES, MOST_REFERENCES = (

@@ -274,6 +274,13 @@ class Progress(SavedFields):
         return len(self.recent) >= LOOK_EVERY + 2 and (self.ends_high or self.has_risen_late)
 
     @property
+    def num_high(self) -> int:
+        """How many of the last reported losses, at most `LOOK_EVERY`, are all above so many before them."""
+        losses = [*self.reported]
+        counts = range(min(LOOK_EVERY, len(losses) - LOOK_EVERY), 0, -1)
+        return next((n for n in counts if min(losses[-n:]) > max(losses[-n - LOOK_EVERY : -n])), 0)
+
+    @property
     def is_flat(self) -> bool:
         """Whether the last losses are hardly lower than those before them."""
         before = list(self.recent)[-2 * LEVEL : -LEVEL]

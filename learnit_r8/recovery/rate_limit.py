@@ -94,6 +94,14 @@ class RateLimit(SavedFields):
         """Factor of the scheduled rate, in (0, 1]."""
         return self.gentle_factor if self.gentle_left else 1.0
 
+    @property
+    def text(self) -> str:
+        """How the rate is held, or was last, in words; "" for never."""
+        if self.ceiling == math.inf:
+            return self.past
+        held = f"learning rate at most {self.ceiling_text} since step {self.since:,}"
+        return f"{held}, as training at a higher one went wrong, {self.until_text()}"
+
     def until_text(self) -> str:
         """Until when the ceiling holds, in words."""
         back = f"the median of {HOLD_STEPS} losses is {self.goal:.3g} again, or " if math.isfinite(self.goal) else ""

@@ -551,23 +551,28 @@ class RecoveryController:
         since = self.lineage.since_restore if self.lineage.is_on_trial else 0
         damage = self.live.look() if can_restore else ""
         has_jumped = bool(damage) and damage == self._persistence.backup_timer.changed
-        if since and can_restore and not can_probe and (has_jumped or progress.is_high):
-            self._incidents.open(step, Alarm.UNPROVEN.value)
+        alarm, state = Alarm.UNPROVEN if since else Alarm.CHANGED if has_jumped else Alarm.MOVED, None
+        if can_restore and (progress.is_high or (since and has_jumped)):
+            state = self.witnesses.best(progress.start) if since else self._before_move(is_sure=has_jumped)
+        # Else batches of one's own may have changed: those of R8 come in no order.
+        can_look = can_probe and bool(self._sentry.tests_progress or since or state)
+        if state is not None and not can_probe:
+            self._incidents.open(step, alarm.value)
             self.live.begin()
-            self._put_untested(Alarm.UNPROVEN, filter(None, [self.witnesses.best(progress.start)]))
+            self._put_untested(alarm, [state])
             self.live.end()
-            return False
-        if damage:
+        elif damage:
             # No later loss would show what the last update has done.
             self.damaged(damage, step=step, lr=lr)
-            return self.experiment.is_open
-        # Batches of one's own may have changed, unless damage was just put right: those of R8 come in no order.
-        can_look = can_probe and bool(self._sentry.tests_progress or since) and len(progress.recent) >= LOOK_EVERY + 2
-        if can_look and (self._refusals.in_a_row or progress.is_high):
+        elif can_look and len(progress.recent) >= LOOK_EVERY + 2 and (self._refusals.in_a_row or progress.is_high):
             self._experiment_on(Alarm.END, max([*progress.recent][-2:]))
         elif can_probe and self._may_fall and progress.has_fallen_back(self.lineage.updates, is_last=True):
             self._experiment_on(Alarm.FELL, progress.rise(LEVEL))
         return self.experiment.is_open
+
+    def _before_move(self, *, is_sure: bool = False) -> Backup | None:
+        """The state before the last losses were high, if they mean something and weights have moved far since."""
+        return self.live.before_move(self.lineage.before_high, is_sure=is_sure) if self._sentry.reads_losses else None
 
     # Experiments.
 
@@ -742,12 +747,13 @@ class RecoveryController:
         live, case = self.live, self.experiment.case
         live.step, live.put_step = step, None
         live.hide()
-        if live.current is not None or case.better_than_present() is not None:
-            best = self._best_of_test()
+        is_known = live.current is not None or case.better_than_present() is not None
+        best = self._best_of_test() if is_known else self._before_move() if self.experiment.is_open else None
+        if is_known or best is not None:
             if not isinstance(best, Backup):
                 live.put_present()
             elif live.put(best):
-                self._go_on_from(best, case.alarm, is_sudden=case.is_sudden)
+                self._go_on_from(best, case.alarm, is_sudden=case.is_sudden, is_tested=is_known)
         elif self.experiment.is_open:
             self._remedies.leave_open()
         self.early.break_off(is_damaged=False)
@@ -847,17 +853,10 @@ class RecoveryController:
 
     def summary(self, *, is_over: bool = False) -> str:
         """Describe what recovery has done and is still doing, then each kind of incident on a line; "" if nothing."""
-        num_restored, limit = self._incidents.num_restored, self.limit
+        num_restored = self._incidents.num_restored
         times = "once" if num_restored == 1 else f"{num_restored} times"
         parts = [f"model restored {times}"] if num_restored else []
-        if limit.ceiling < math.inf:
-            held = f"learning rate at most {limit.ceiling_text} since step {limit.since:,}"
-            parts.append(f"{held}, as training at a higher one went wrong, {limit.until_text()}")
-        elif limit.past:
-            parts.append(limit.past)
-        if self.norms.text:
-            parts.append(self.norms.text)
-        parts += [*self.live.puts, *self._incidents.counts]
+        parts += [*filter(None, (self.limit.text, self.norms.text)), *self.live.puts, *self._incidents.counts]
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         incidents = self._incidents.summary(is_over=is_over)

@@ -42,6 +42,7 @@ _REASONS = {
     Alarm.FIRST: "the first steps went wrong",
     Alarm.CHANGED: "weights changed at once",
     Alarm.UNPROVEN: "the run ended before the state restored last had proved healthy",
+    Alarm.MOVED: "the last losses are high, and weights have moved farther than between any two backups before",
 }
 
 

@@ -302,6 +302,11 @@ class Lineage(SavedFields):
         return self.updates - self.since
 
     @property
+    def before_high(self) -> int:
+        """Updates before the last losses that are high."""
+        return self.updates - self.progress.num_high
+
+    @property
     def is_on_trial(self) -> bool:
         """Whether a new alarm would be a relapse."""
         return self.is_proving and self.since_restore < self.trial

@@ -482,7 +482,7 @@ class CheckpointStore:
         if not (is_here or is_generation):
             return
         until = step_of(checkpoint.state)
-        for path in (self.folder / name for name in reversed(self._names())):
+        for path in (self.folder / name for name in reversed(self.names())):
             if is_generation or path.name <= checkpoint.path.name:
                 with contextlib.suppress(OSError, ValueError, KeyError), open_regular(path) as file:
                     tree = read_tree(file)
@@ -501,7 +501,7 @@ class CheckpointStore:
         """
         return {own.path.name: (own.path, own.model) for own in self._own}[name]
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """The names of all checkpoints in the folder, valid or not, of this or other runs; newest first.
 
         Raises:
@@ -532,7 +532,7 @@ class CheckpointStore:
             PermissionError: the newest one belongs to another user.
             OSError: the folder cannot be read.
         """
-        while names := self._names():
+        while names := self.names():
             found = self.load()
             try:
                 owner = found.path.stat().st_uid if hasattr(os, "getuid") else None
@@ -553,7 +553,7 @@ class CheckpointStore:
                     str(found.path),
                 )
             self.claim(found.run_id)
-            if self._names()[:1] == names[:1]:
+            if self.names()[:1] == names[:1]:
                 return found
             # Whoever trained the run until now wrote another one before it was locked here.
         return None
@@ -575,7 +575,7 @@ class CheckpointStore:
                     raise
                 raise ValueError(f"path must be the file of a checkpoint, got another. {_near(path)} {error}") from None
         reasons: list[str] = []
-        checkpoint = _first_valid((self.folder / name for name in self._names()), reasons)
+        checkpoint = _first_valid((self.folder / name for name in self.names()), reasons)
         if checkpoint is None:
             where = str(self.folder)
             raise NoValidCheckpoint(
@@ -745,11 +745,6 @@ def load_weights(path: str | os.PathLike[str], part: str = "model") -> Any:
     if part not in state:
         raise ValueError(f"part must be one of {sorted(state)}, got {part!r}.")
     return state[part]
-
-
-def has_checkpoints(folder: Path) -> bool:
-    """Whether there is a folder with checkpoints, valid or not."""
-    return folder.is_dir() and any(map(_NAME.fullmatch, os.listdir(folder)))
 
 
 def step_of(state: Any) -> int:

@@ -462,6 +462,16 @@ def sizes_of(matrices: Mapping[str, Any]) -> dict[str, float]:
     return {key: math.sqrt(float(abs(each @ each)) / len(each)) for key, each in flat.items()}
 
 
+def distances(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
+    """How far each array that both have has moved: the root of the sum of the squares of its changes.
+
+    >>> distances({"w": np.array([1.0, 2.0])}, {"w": np.array([4.0, 6.0])})
+    {'w': 5.0}
+    """
+    pairs = {key: (_as_numpy(each), _as_numpy(after[key])) for key, each in before.items() if key in after}
+    return {key: float(np.linalg.norm(new - old)) for key, (old, new) in pairs.items() if old.shape == new.shape}
+
+
 def outgrown(
     weights: Mapping[str, Any], peaks: Mapping[str, float], before: Mapping[str, float], *, least: float
 ) -> Grown | None:
@@ -502,11 +512,15 @@ def is_trained_in_rows(array: Any, backup: Any) -> bool:
     shape = getattr(backup, "shape", ())
     if math.prod(shape[1:]) < 2 or shape != array.shape or math.prod(shape) < LEAST_SIZE:
         return False
-    now, before = (kinds.to_numpy(each) if kinds.is_tensor(each) else np.asarray(each) for each in (array, backup))
+    now, before = _as_numpy(array), _as_numpy(backup)
     shares = (now != before).reshape(len(now), -1).mean(1)
     trained = np.delete(shares, np.unravel_index(abs(now).argmax(), now.shape)[0])
     trained = trained[trained > 0]
     return len(trained) > 1 and bool(np.quantile(trained, FEW_ROWS) > ROW_SHARE)
+
+
+def _as_numpy(array: Any) -> NDArray[Any]:
+    return kinds.to_numpy(array) if kinds.is_tensor(array) else np.asarray(array)
 
 
 def _mean(array: Any) -> Any:

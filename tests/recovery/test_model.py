@@ -201,6 +201,25 @@ def test_one_weight_that_has_outgrown_all_others():
 
 
 @pytest.mark.parametrize(
+    ("bias", "by", "until", "found"),
+    [(0.0, 3.5, 99, 90), (0.0, 2.5, 99, None), (0.0, 0.0, 85, 80), (3.5, 0.0, 99, 90), (0.0, 3.5, 45, None)],
+    ids=["farther", "as far", "before a damaged one", "one array", "few before"],
+)
+def test_a_backup_that_was_taken_since_weights_have_moved_far_is_left_out(bias, by, until, found):
+    """Each number moves by .5 from one backup to the next, and by 3 to the last of them."""
+    model = Layers()
+    live, r8, _ = live_of(model)
+    r8.host.persistence.backup.backups = [
+        Backup(step, step, state={"model": {"w": np.full(4, moved), "bias": np.full(1, moved)}})
+        for step, moved in ((10, 0.0), (20, 0.5), (40, 1.0), (80, 1.5), (90, 4.5))
+    ]
+    model.parts = {"model": {"w": np.full(4, 4.5 + by), "bias": np.full(1, 4.5 + bias)}}
+    state = live.before_move(until)
+
+    assert (state and state.updates) == found
+
+
+@pytest.mark.parametrize(
     ("key", "shape", "changes", "trained", "is_stray"),
     [
         ("model.w", (8, 16), {3: 1e3}, slice(None), True),

@@ -301,6 +301,13 @@ def test_a_jump_of_the_last_losses_is_seen_as_the_run_ends(later, is_late):
     assert after(losses, record=4.2).has_risen_late is is_late
 
 
+@pytest.mark.parametrize(
+    ("later", "count"), [([], 0), ([1.2], 1), ([1.2, 1.3, 9.0], 3), ([1.2, 1.0], 0), ([2.0] * 12, 12), ([2.0] * 20, 0)]
+)
+def test_high_losses_at_the_end_are_counted(later, count):
+    assert after([*([1.0, 1.1] * 20), *later]).num_high == count
+
+
 def test_losses_that_rise_slowly_have_not_fallen_back():
     """They rise because of what is trained: no weights were lost from one step to the next."""
     assert num_fallen_back(np.linspace(1.95, 2.4, 40), noise=0.05) == 0

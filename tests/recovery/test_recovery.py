@@ -568,13 +568,15 @@ def test_user_reports_another_batch_for_the_probe():
 
 @RESTORED
 @pytest.mark.filterwarnings("ignore:.*the run ended before the weights were tested")
-@pytest.mark.parametrize(("left", "is_healed"), [(20, True), (2, False)])
-def test_a_loop_over_steps_ends_with_the_better_weights(left, is_healed):
-    """They may be read before the scheduler is closed. Where nothing could be tested, `restore_backup` is named."""
+@pytest.mark.parametrize(("left", "every", "is_healed"), [(20, 10, True), (2, 10, True), (2, 90, False)])
+def test_a_loop_over_steps_ends_with_the_better_weights(left, every, is_healed):
+    """They may be read before the scheduler is closed. Where nothing could be tested, and few backups tell how far
+    weights usually move, `restore_backup` is named.
+    """
     rng, model = np.random.default_rng(0), {"w": np.zeros(4)}
     r8 = R8Scheduler(
-        num_steps=200, scheduler_mode="keep", state_callback=lambda: model, load_callback=model.update, backup_every=10,
-        handle_signals=False,
+        num_steps=200, scheduler_mode="keep", state_callback=lambda: model, load_callback=model.update,
+        backup_every=every, handle_signals=False,
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,5 +1,6 @@
 import functools
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from wild_scripts import SCRIPTS, InPlace, OneCycle, OwnGenerator, clouds, seed_
 
 from learnit_r8 import Verdict, events
 from learnit_r8.engine.settings import grouped
+from learnit_r8.guard.monitor import USUAL_GUARD
 from learnit_r8.state.tree import clone
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
@@ -672,6 +674,69 @@ def test_what_goes_wrong_again_in_the_last_steps_is_undone(at, times):
     assert "restored" not in calm
     assert healed < 1.2 * healthy < 0.2
     assert "no test of the weights could be made" in told or "changed at once" in told
+
+
+def trained_to_the_end(hurt=None, *, at=193, with_r8=True, **settings):
+    """The loss of a classifier after 195 batches of one's own, and what its adapter says of them.
+
+    ``hurt(model, optimizer)`` is called before the batch ``at``; after the last one there is no batch left for a test.
+    """
+    model, loader = classifier(), DataLoader(DIGITS, batch_size=16, shuffle=True)
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), 0
+    adapter = attach(model, optimizer, loader, num_epochs=15, **settings) if with_r8 else None
+    for _ in range(15) if adapter is None else adapter.epochs():
+        for inputs, targets in loader if adapter is None else adapter.batches():
+            if step == at and hurt is not None:
+                targets = hurt(model, optimizer, targets)
+            step += 1
+            loss = cross_entropy(model(inputs), targets)
+            if adapter is None or adapter.report(loss):
+                descend(optimizer, loss)
+    if adapter is not None:
+        adapter.close()
+    return cross_entropy(model(X), Y).item(), "" if adapter is None else adapter.summary()
+
+
+def make_noise(model, optimizer, targets):
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randn_like(model[0].weight))
+    return targets
+
+
+@pytest.mark.filterwarnings("ignore:the last losses are high", "ignore:losses were far too high")
+@pytest.mark.parametrize("has_rivals", [False, True])
+@pytest.mark.parametrize("at", [193, 191])
+def test_a_matrix_of_noise_in_the_last_steps_is_undone(at, has_rivals):
+    """No batch is left for a test, and weights have moved farther in those steps than in a hundred before."""
+    damaged, _ = trained_to_the_end(make_noise, at=at, with_r8=False)
+    bare, _ = trained_to_the_end(with_r8=False)
+    rivals = {"guard": replace(USUAL_GUARD, expects_progress=False)} if has_rivals else {}
+    healed, told = trained_to_the_end(make_noise, at=at, **rivals)
+
+    assert trained_to_the_end(**rivals)[0] == bare
+    assert healed < 1.2 * bare < 0.2 * damaged
+    assert told.count("restored to step") == 1
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_where_losses_mean_nothing_none_in_the_last_steps_puts_weights_back():
+    damaged, _ = trained_to_the_end(make_noise, with_r8=False)
+
+    final, told = trained_to_the_end(make_noise, guard="finite")
+
+    assert final == damaged
+    assert "restored" not in told
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_hard_batch_in_the_last_steps_puts_no_weights_back():
+    """They have not moved far."""
+    mixed = lambda model, optimizer, targets: targets.flip(0)  # noqa: E731
+    bare, _ = trained_to_the_end(mixed, at=194, with_r8=False)
+    watched, told = trained_to_the_end(mixed, at=194)
+
+    assert watched == bare
+    assert "restored" not in told
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
