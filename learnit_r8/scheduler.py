@@ -118,8 +118,9 @@ class R8Scheduler:
         sample_ids: N names to show in place of indices.
         last_batch: What to do with the last N mod B samples of an epoch: a "short" batch, "drop", or "fill".
         save_callback: ``(state_dict, filepath)``, writes the model to that path. With it, a checkpoint is written to
-            ``checkpoint_dir`` (by default "checkpoints") after every epoch.
-        load_callback: ``(source)``, loads a model state: from a path written by ``save_callback``, or from a backup.
+            ``checkpoint_dir`` (by default "checkpoints") after every epoch. Without it, checkpoints hold what
+            ``state_callback`` returns, where there is a ``load_callback``.
+        load_callback: ``(source)``, loads a model state: from a path written by ``save_callback``, or the state itself.
             If it takes the keyword ``from_ram``, that says which; ``is_resume`` says whether the run continues in a new
             process, or from a checkpoint that you asked for, rather than after damage.
         state_callback: ``()``, returns the model state; with it, backups are taken automatically, the first one

@@ -668,16 +668,15 @@ def test_a_validation_through_the_adapter_is_said():
 
 
 def test_checkpoints_without_a_model_are_said(tmp_path):
-    """Of a run that is to be resumed; and as it is."""
-    about = {"state_callback": dict, "load_callback": print, "checkpoint_dir": tmp_path, "backup_dir": False}
-    r8 = make(num_epochs=9, resume="auto", **about)
-    with pytest.warns(RuntimeWarning, match="hold the scheduler and no model.*give save_callback="):
-        r8.draw()
+    """As a run goes on from one, and in it where nobody listens yet."""
+    about = {"checkpoint_dir": tmp_path, "backup_dir": False, "resume": "auto"}
+    r8 = make(num_epochs=9, load_callback=print, **about)
+    r8.draw()
     r8.save_checkpoint()
     with pytest.warns(RuntimeWarning, match="With save_callback= it would hold it"):
-        make(num_epochs=9, resume="auto", **about)
+        make(num_epochs=9, load_callback=print, **about)
     heard = record_events()
-    make(num_epochs=9, resume="auto", checkpoint_dir=tmp_path, listeners=[heard]).draw()
+    make(num_epochs=9, listeners=[heard], **about).draw()
     assert ["With save_callback=" in each.text for each in heard.of(events.Notice)] == [True]
 
 

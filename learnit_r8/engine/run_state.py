@@ -37,10 +37,6 @@ STATE_ALONE = (
     "state_callback was given without load_callback, so backups are taken and nothing can be put back; pass "
     "load_callback=, which takes what state_callback returned."
 )
-NO_SAVE = (
-    "checkpoints hold the scheduler and no model, as there is no save_callback, and only backups in memory can put the "
-    "model back; give save_callback=, which writes it."
-)
 NO_MODEL = (
     "the run goes on at step {} with the model as the script has made it: its checkpoints hold none, as there is "
     "neither save_callback nor load_callback. Give both, unless the script saves and loads the model itself."
@@ -158,11 +154,8 @@ def start(run: Run) -> None:
     if callbacks.state is not None and callbacks.load is None and saver is None:
         run.announcer.warn_once("state alone", STATE_ALONE)
     run.persistence.tell_loaded()
-    if saver is not None and callbacks.save is None:
-        if callbacks.load is None and run.pace.step:
-            run.announcer.warn_once("no model", NO_MODEL.format(run.pace.step))
-        elif callbacks.load is not None and callbacks.state is not None and "resume" in run.settings:
-            run.announcer.warn_once("no save", NO_SAVE)
+    if saver is not None and callbacks.save is None and callbacks.load is None and run.pace.step:
+        run.announcer.warn_once("no model", NO_MODEL.format(run.pace.step))
     # Last, so that an interrupted start is repeated.
     run.emitter.has_started = True
 

@@ -450,7 +450,7 @@ class Persistence:
             )
         folder = DEFAULT_FOLDER if checkpoint_dir is None and callbacks.save is not None else checkpoint_dir
         check_folder(folder, checkpoint_every=checkpoint_every, monitor=monitor)
-        self.callbacks = self._given = callbacks
+        self._given, self.callbacks = callbacks, callbacks.with_file()
         self._has_adapter = keeps_model(callbacks.load)
         self._announcer = announcer
         self.config = config = config or RunConfig({})

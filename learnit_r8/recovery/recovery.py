@@ -223,11 +223,13 @@ class RecoveryController:
             if self._sentry.watches_level and own_rate is not None:
                 if own_rate > progress.peak:
                     progress.peak, progress.peak_at = own_rate, lineage.updates
-                is_due = not lineage.updates % LOOK_EVERY and not (self.limit.is_on or self.is_open)
+                is_due = not lineage.updates % LOOK_EVERY
+                if is_due:
+                    self._may_fall = self.watches_fall and not self._sentry.has_risen(own_rate)
+                is_due = is_due and not (self.limit.is_on or self.is_open)
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
-                self._may_fall = self.watches_fall and not self._sentry.has_risen(own_rate)
                 self._fell_back = is_due and self._may_fall and progress.has_fallen_back(lineage.updates)
                 state.is_look_due = state.is_look_due or self._fell_back
         tells = loss > progress.untrained and len(ticket.indices) >= LEAST_SAMPLES

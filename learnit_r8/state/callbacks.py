@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._validation import shortened
 from ..events.caller import warn
-from .tree import fill, from_bytes, hold, to_bytes
+from . import codec
+from .tree import fill, from_bytes, hold, pack, to_bytes, unpack
 
 OWN = "callbacks"
 """Name of what the user's own callbacks keep, in the states of adapters."""
@@ -119,6 +122,13 @@ class Callbacks:
             return given
         return replace(given, state=functools.partial(_state_of, state), is_weight=IS_OWN_WEIGHT)
 
+    def with_file(self) -> Callbacks:
+        """With a save callback that writes what `state` returns, where the user gave none; see `StateFile`."""
+        if self.save is not None or self.load is None or self.state is None or keeps_model(self.load):
+            return self
+        file = StateFile(self.load, self.state)
+        return replace(self, save=file.save, load=file.load)
+
     def model_state(self, newest: Any) -> Any:
         """The model state for `save`.
 
@@ -163,6 +173,31 @@ def _state_of(callback: Callable[[], Any]) -> Any:
 def keeps_model(load: Any) -> bool:
     """Whether a load callback is an adapter's that was given to `R8Scheduler` itself, as `attach` does."""
     return hasattr(getattr(load, "__self__", None), "keeps_model")
+
+
+class StateFile:
+    """Writes a model's state to the file of a checkpoint, and reads it for the user's load callback.
+
+    Args:
+        load: The user's, which gets a state from a file too.
+        state: Returns the state.
+    """
+
+    def __init__(self, load: Callable[..., Any], state: Callable[[], Any]) -> None:
+        self._load, self._state = load, state
+        self._left_out: dict[str, str] = {}
+
+    def save(self, state_dict: Mapping[str, Any], filepath: str) -> None:
+        """Write the model's state."""
+        codec.save(pack(hold(state_dict["model"], self._left_out, NOT_HELD)), filepath)
+
+    def load(self, source: Any, *, from_ram: bool = False, is_resume: bool = False) -> None:
+        """Hand a state, or that of a file, to the user's callback; or the path, if a save callback has written that."""
+        if not from_ram:
+            with contextlib.suppress(ValueError):
+                source, from_ram = unpack(codec.read(Path(source))), True
+                source = fill(source, self._state())
+        load_with(self._load, source, from_ram=from_ram, is_resume=is_resume)
 
 
 FORMS = {

@@ -111,6 +111,67 @@ def test_auto_loads_the_model(tmp_path):
     assert model.values.tolist() == [2, 2]
 
 
+class Descent:
+    """A dict of weights and moments that a loop changes in place, with a callback each for its state and to load it."""
+
+    def __init__(self, **more):
+        self.parts = {"w": np.zeros(3, np.float32), "m": [np.zeros(3)], "steps": 0, **more}
+
+    def load(self, state):
+        self.parts.update(state)
+
+    def train(self, folder, last=None, **more):
+        """Train up to a step; returns the scheduler."""
+        r8 = make(
+            24, num_epochs=4, checkpoint_dir=folder, backup_dir=False, resume="auto", state_callback=lambda: self.parts,
+            load_callback=self.load, guard="finite", **more,
+        )  # fmt: skip
+        for _, indices, lr in steps(r8):
+            error = self.parts["w"] - np.resize(indices, 3) / 24
+            if r8.update_with_loss(float(np.square(error).mean())):
+                self.parts["m"][0] += 0.5 * (error - self.parts["m"][0])
+                self.parts["w"] -= np.float32(lr) * self.parts["m"][0].astype(np.float32)
+                self.parts["steps"] += 1
+            if r8.global_step == last:
+                break
+        return r8
+
+
+def test_a_checkpoint_holds_what_the_state_callback_returns(tmp_path):
+    """Where there is no save callback; killed twice, the run ends with the same weights, bit for bit."""
+    whole = Descent()
+    whole.train(tmp_path / "whole")
+    for last in (9, 15, None):
+        model = Descent()
+        r8 = model.train(tmp_path / "killed", last)
+        assert model.parts["steps"] == r8.global_step
+
+    assert r8.global_step == whole.parts["steps"] == 24
+    assert [model.parts["w"].tobytes(), model.parts["m"][0].tobytes()] == [
+        whole.parts["w"].tobytes(), whole.parts["m"][0].tobytes(),
+    ]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:checkpoints cannot hold")
+def test_what_no_file_can_hold_keeps_its_present_value(tmp_path):
+    cold, warm = object(), object()
+    with pytest.warns(RuntimeWarning, match="checkpoints cannot hold other .*: load_callback gets the present value"):
+        Descent(other=cold).train(tmp_path, 7)
+    model = Descent(other=warm)
+    model.train(tmp_path, 8)
+
+    assert (model.parts["other"] is warm, model.parts["steps"]) == (True, 8)
+
+
+def test_a_file_that_a_save_callback_has_written_comes_as_a_path(tmp_path):
+    """Though the script has none any more."""
+    saved_with_model(tmp_path)
+    model = Weights()
+    make(checkpoint_dir=tmp_path, resume="auto", load_callback=model.load, state_callback=model.get).draw()
+
+    assert [type(source) for source, _ in model.loaded] == [str]
+
+
 def saved_with_model(folder):
     """A checkpoint of step 2 with a model."""
     model = Weights()
