@@ -109,7 +109,7 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
             )  # fmt: skip
         function = None if self._recorder is None else self._recorder.function
         if function is not None:
-            function.watch(state, lambda: r8.host.leave_epoch(is_validated=True))
+            function.watch(state, self._end_iteration)
         examiner = Examiner(
             model, state, lambda: None if function is None else function.batch, weighs=r8.feed is not None
         )
@@ -119,6 +119,11 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
             repeat=None if function is None else self._repeat(self._recorder),
         )  # fmt: skip
         r8.host.adopt(callbacks, backup_every=self._backup_every)
+
+    def _end_iteration(self) -> None:
+        """End an epoch, before its validation. Of data of no known length Keras has begun a batch that never came."""
+        self._rates.take_back()
+        self._r8.host.leave_epoch(is_validated=True)
 
     def _begin_fit(self) -> ModelState:
         """Attach the model, which is built by now; its state."""

@@ -34,7 +34,7 @@ from ..state.tree import (
     sums_of,
     weights_in,
 )
-from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup
+from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup, moved_in
 from .policy import RestoreError
 from .progress import EARLY_UPDATES
 
@@ -76,10 +76,6 @@ SWOLLEN = 30.0
 """How many times as large arrays are that a huge gradient was added to: Adam's squares stay so for thousands of steps,
 in which the weights hardly move, and no loss shows it."""
 
-
-LEAST_MOVES = 3
-"""Least moves from a backup to the next with which the last one is compared. In twelve trainings, the moves of an array
-since the newest backup were .2 of the farthest before at most, and those of one that became noise or 0, 1 to 10."""
 
 NUM_LATEST = 4
 """The last batches on which an earlier state must be better, too."""
@@ -313,9 +309,8 @@ class LiveModel:
         return int(updates) if updates else None
 
     def before_move(self, updates: int, *, is_sure: bool = False) -> Backup | None:
-        """The newest backup of at most so many updates, if since then an array of weights has moved farther than
-        between any two before, the first included: healthy ones move less in few steps than in many. Else None, as with
-        several processes.
+        """The newest backup of at most so many updates, if weights have moved far since, see `moved_in`; else None, as
+        with several processes.
 
         Args:
             updates: Those before the first sign of damage.
@@ -325,11 +320,7 @@ class LiveModel:
         known = [each for each in persistence.backup.backups if each.state is not None and each.updates <= updates]
         if not known or get is None or persistence.agreement.ranks is not None:
             return None
-        if not is_sure and len(known) > LEAST_MOVES:
-            states, is_weight = [*(each.state for each in known), get()], persistence.backup_timer.is_weight
-            arrays = [weights_in(sums_of(each), is_weight) for each in states]
-            *earlier, last = itertools.starmap(tree.distances, itertools.pairwise(arrays))
-            is_sure = any(far > max(each.get(key, far) for each in earlier) for key, far in last.items())
+        is_sure = is_sure or bool(moved_in(known, get(), persistence.backup_timer.is_weight))
         return known[-1] if is_sure else None
 
     def has_grown_at_once(self) -> bool:

@@ -23,8 +23,8 @@ from ..state.saver import CheckpointSaver, check_folder
 from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
-from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup, RamBackup, RunningVariances
-from .progress import EARLY_UPDATES, FIRST
+from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup, RamBackup, RunningVariances, moved_in
+from .progress import EARLY_UPDATES, FIRST, SINCE_LOOK
 
 DEFAULT_FOLDER = "checkpoints"
 
@@ -62,6 +62,10 @@ LEAST_MATRIX = 32
 SHAKEN, MOST_MATRICES = 1.15, 0.75
 """How many times as large most matrices become in a few steps where noise is added to them, and what share of them is
 most: in 25 kinds of healthy trainings that share became 1.07 times as large at most."""
+
+FARTHER, MOVED_FROM = 5.0, 32
+"""How many times as far as between any two backups weights have moved that are looked into, where losses are high; and
+the steps from which they are. Where a schedule raises the rate, and in the first steps, healthy ones may, too."""
 
 SWOLLEN_TEXT = (
     "step {:,}: {!r} and {} more beside the weights are more than 1,000 times as large as at the last look: after so "
@@ -112,6 +116,7 @@ class BackupTimer:
         singles: The arrays in which a single weight was put back.
         changed: What `_changed_in` has found, until it is tested.
         has_grown: Whether that is the first of many matrices that have grown by little.
+        moved_from: Updates of the backup since which that has moved far; None where something else was found.
     """
 
     def __init__(
@@ -137,6 +142,7 @@ class BackupTimer:
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
         self.changed, self.has_grown = "", False
+        self.moved_from: int | None = None
         self.is_due = self.is_look_due = False
         self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
@@ -212,7 +218,9 @@ class BackupTimer:
             self.is_look_due, self._next_look_at = True, 2 * step
         if not (is_first or is_now or must_look or self.is_look_due):
             return ""
-        self.is_look_due = False
+        is_asked, self.is_look_due = self.is_look_due and not is_first, False
+        if is_asked and (moved := self._moved_in(get())):
+            return moved
         if not (is_first or is_now):
             return self.look(tree.sums_of(get()))
         self.is_early = is_early and not is_first
@@ -271,6 +279,7 @@ class BackupTimer:
 
     def look(self, sums: list[tree.Sum]) -> str:
         """The name of an array that is damaged, or has changed at once; "" for none. See `sums_of`."""
+        self.has_grown, self.moved_from = False, None
         damaged = self.told(self._agreement.agree(self.damage_in(sums)))
         self._tell_swollen(sums)
         return damaged or self.stray_in(sums)
@@ -376,6 +385,16 @@ class BackupTimer:
             key = shaken[0]
         self.changed = key
         return key
+
+    def _moved_in(self, state: Any) -> str:
+        """The name of weights that have moved far while losses were high for a few steps; "" if there are none."""
+        step = self._announcer.where()[0]
+        if step < MOVED_FROM or self._agreement.ranks is not None:
+            return ""
+        known = [each for each in self.backup.backups if each.state is not None and each.step <= step - SINCE_LOOK]
+        self.changed = moved_in(known, state, self.is_weight, times=FARTHER)
+        self.moved_from = known[-1].updates if self.changed else None
+        return self.changed
 
     def note_lasting(self, name: str) -> None:
         """Note an array that is damaged again, although no batch was refused since its repair.

@@ -115,11 +115,10 @@ class RecoveryController:
         self._remedies = Remedies(state, self.live, self.witnesses, self._sentry, self._table)
         self.is_early = self.watches_gradients = self._sentry.expects_progress
         self.is_quiet = self.watches_fall = True
-        self._most_steady, self.left_at, self._lr = 0, -1, math.nan
+        self._most_steady, self.left_at, self._lr, self._own_rate = 0, -1, math.nan, math.nan
         self._damaged_step: int | None = None
         self._last_refused: NDArray[np.int64] | None = None
-        # Whether losses that fall back would mean something, and whether they have.
-        self._may_fall = self._fell_back = self._is_lasting = self._has_evidence = self.is_wary = False
+        self._fell_back = self._is_lasting = self._has_evidence = self.is_wary = False
 
     @property
     def is_open(self) -> bool:
@@ -223,10 +222,8 @@ class RecoveryController:
             if self._sentry.watches_level and own_rate is not None:
                 if own_rate > progress.peak:
                     progress.peak, progress.peak_at = own_rate, lineage.updates
-                is_due = not lineage.updates % LOOK_EVERY
-                if is_due:
-                    self._may_fall = self.watches_fall and not self._sentry.has_risen(own_rate)
-                is_due = is_due and not (self.limit.is_on or self.is_open)
+                self._own_rate = own_rate
+                is_due = not lineage.updates % LOOK_EVERY and not (self.limit.is_on or self.is_open)
                 if is_due and progress.stands_since_peak(lineage.updates):
                     since, peak = lineage.updates - progress.peak_at, progress.peak
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
@@ -271,12 +268,13 @@ class RecoveryController:
         is_level_due = not updates % LOOK_EVERY
         last = [*progress.recent][-BEFORE_RISE:]
         earlier, latest = last[:-SINCE_LOOK], last[1 - SINCE_LOOK :]
-        high = max(latest)
-        if len(last) == BEFORE_RISE and high > max(earlier):
-            self.early.tell_far_above(high)
+        if len(last) == BEFORE_RISE:
+            high, most = max(latest), max(earlier)
+            if high > most:
+                self.early.tell_far_above(high)
             # The last two are high where a rectifier hides NaN; one alone where a batch ruins running statistics.
             high = high if state.variances.last else min(last[-2:])
-            if min(latest) > max(earlier) or high > 2 * max(earlier) - median_of(earlier):
+            if min(latest) > max(last[:-FIRST]) or (high > most and high > 2 * most - median_of(earlier)):
                 # A backup of weights under suspicion would take the place of another one.
                 self._persistence.look_at_weights(backs_up=False)
         if state.num_equal >= EQUAL_LOSSES - 1:
@@ -481,6 +479,11 @@ class RecoveryController:
             self._experiment_on(Alarm.NOT_FINITE, math.inf, is_again=is_again and not self._is_of_batch)
 
     @property
+    def _may_fall(self) -> bool:
+        """Whether losses that fall back would mean something, as the user's rate is known and has not risen."""
+        return self.watches_fall and self._own_rate > 0 and not self._sentry.has_risen(self._own_rate)
+
+    @property
     def _is_of_batch(self) -> bool:
         """Whether a batch without a high loss is what damages healthy weights, at rates of the user's own."""
         return self.limit.is_share and self.lineage.progress.is_calm(self.lineage.since_restore)
@@ -541,11 +544,10 @@ class RecoveryController:
         Returns:
             Whether one is open.
         """
-        is_open = self.experiment.is_open
-        if not is_open and self.state.looked_last_at == step:
+        if not self.experiment.is_open and self.state.looked_last_at == step:
             return False
         self.begin_call(step, lr)
-        if is_open:
+        if self.experiment.is_open:
             return True
         callbacks, can_restore, progress = self._persistence.callbacks, self.live.can_restore, self.lineage.progress
         self.state.looked_last_at = step
@@ -589,9 +591,11 @@ class RecoveryController:
         if best is not None and repeat is not None and best not in held:
             return
         known = held or known
-        if alarm is Alarm.CHANGED and lineage.is_on_trial:
-            # It may be put back without a test, and those since the last restore may be damaged as the last ones were.
-            known = [each for each in known if each.updates <= lineage.since] or known
+        moved_from = self._persistence.backup_timer.moved_from
+        if alarm is Alarm.CHANGED and (lineage.is_on_trial or moved_from is not None):
+            # Those since then may be damaged as the last ones were, and it may be put back without a test.
+            until = lineage.since if moved_from is None else moved_from
+            known = [each for each in known if each.updates <= until] or known
         self._incidents.open(self.live.step, alarm.value)
         self.live.begin()
         if not known:
@@ -614,7 +618,7 @@ class RecoveryController:
             self._end_search()
         is_sudden = {
             Alarm.RAISED: progress.is_sudden(), Alarm.REGRESS: progress.is_split, Alarm.ABOVE: progress.has_jumped,
-            Alarm.FELL: False, Alarm.CHANGED: progress.is_high,
+            Alarm.FELL: False, Alarm.CHANGED: progress.is_high and moved_from is None,
         }.get(alarm, True)  # fmt: skip
         first = progress.first[:FIRST]
         case = Case(
@@ -855,10 +859,8 @@ class RecoveryController:
 
     def summary(self, *, is_over: bool = False) -> str:
         """Describe what recovery has done and is still doing, then each kind of incident on a line; "" if nothing."""
-        num_restored = self._incidents.num_restored
-        times = "once" if num_restored == 1 else f"{num_restored} times"
-        parts = [f"model restored {times}"] if num_restored else []
-        parts += [*filter(None, (self.limit.text, self.norms.text)), *self.live.puts, *self._incidents.counts]
+        parts = [*filter(None, (self._incidents.restored_text, self.limit.text, self.norms.text)), *self.live.puts]
+        parts += self._incidents.counts
         if len(self._table.quarantined):
             parts.append(f"in quarantine: {self.quarantine.named(self._table.quarantined.tolist())}")
         incidents = self._incidents.summary(is_over=is_over)

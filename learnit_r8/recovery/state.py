@@ -586,6 +586,12 @@ class IncidentLog(SavedFields):
             self.announcer.tell(events.IncidentEnded, text=incident.conclusion)
 
     @property
+    def restored_text(self) -> str:
+        """How often the model was restored, in words; "" for never."""
+        times = "once" if self.num_restored == 1 else f"{self.num_restored} times"
+        return f"model restored {times}" if self.num_restored else ""
+
+    @property
     def counts(self) -> list[str]:
         """How many probes, transient faults and steps left out there were, in words."""
         probes, faults, steps = self.num_probes, self.num_transient, self.num_withheld

@@ -151,6 +151,34 @@ def test_recovery_lowers_a_rate_for_the_step_alone(kind):
     assert isinstance(model.optimizer._learning_rate, keras.Variable) is (kind == "a number")
 
 
+@pytest.mark.skipif(not on_tensorflow(), reason="only TensorFlow's trainer begins a batch that never comes")
+def test_a_rate_that_is_lowered_as_data_of_no_known_length_end_is_the_users_again():
+    """Keras begins a batch more there; callbacks and the next epoch saw the lowered rate, which stayed for good."""
+
+    class Ruin(keras.callbacks.Callback):
+        """Makes weights 100 times as large late in the second epoch, and notes the rates at the end of each."""
+
+        rates, step = [], 0
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.step += 1
+            if self.step == 2 * len(X) // 8 - 6:
+                for each in self.model.trainable_variables:
+                    each.assign(100 * each)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.rates.append(float(self.model.optimizer.learning_rate))
+
+    ruin, r8, model = Ruin(), R8Scheduler(scheduler_mode="keep"), classifier()
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8).filter(lambda x, y: True)
+    rate = float(model.optimizer.learning_rate)
+    with r8:
+        model.fit(data, epochs=4, verbose=0, callbacks=[ruin, R8Callback(r8)])
+
+    assert "model restored" in r8.summary()
+    assert ruin.rates == [rate] * 4
+
+
 def test_what_cannot_be_watched_is_said():
     """A step without any loss, a model without an optimizer, and a schedule where the scheduler sets the rate."""
 
