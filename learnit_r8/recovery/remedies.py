@@ -150,8 +150,7 @@ class Remedies:
             if case.alarm is Alarm.SPIKE and not self._live.mended:
                 self._name_cause("the batch itself, as the weights are healthy", INPUT)
             lineage = self._state.lineage
-            is_costly = case.alarm is Alarm.NOT_FINITE and not case.is_exact
-            self._state.refusals.weights_are_healthy(is_costly=is_costly)
+            self._state.refusals.weights_are_healthy(is_costly=case.alarm is Alarm.NOT_FINITE)
             lineage.progress.note_healthy(lineage.updates)
             if case.alarm is not Alarm.NOT_FINITE:
                 self._sentry.calm()

@@ -133,7 +133,8 @@ class Refusals(SavedFields):
         outcomes: Of the last hundred batches, which were refused; empty where none was.
         in_vain: As ``in_a_row``, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
         wary_until: Step before which another one is expected, `WARY_STEPS` after the last one.
-        is_costly: Whether other batches stand for each that tests the weights.
+        is_costly: Whether tests for losses that are not finite have found healthy weights: the next ones would cost
+            batches in vain as long as any is refused.
         withheld: Steps in a row that were left out, as their gradients were not finite though the losses were.
     """
 
@@ -189,7 +190,7 @@ class Refusals(SavedFields):
             self.bad_limit = max(LEAST_BAD, self.bad_limit - 1)
 
     def weights_are_healthy(self, *, is_costly: bool = False) -> None:
-        """Wait for twice as many in a row before the next look; as long as batches are refused, if it is costly."""
+        """Wait for twice as many in a row before the next look; for as long as batches are refused, if it is costly."""
         self.is_costly = self.is_costly or is_costly
         self.bad_limit = min(MOST_BAD, 2 * self.bad_limit)
 
