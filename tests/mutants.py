@@ -260,7 +260,7 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/own/test_healing.py -k hard_batch_in", "a hard batch at the end undoes the last steps"),
     ("recovery/backups.py", "and min(before[key]) > 0)", ")",
      "recovery/test_model.py -k moved_far", "weights that are no longer frozen are put back"),
-    ("recovery/persistence.py", "and (moved := self._moved_in(get())):", "and False:",
+    ("recovery/persistence.py", "self._moved_in(state) if is_asked", "self._moved_in(state) if False",
      "torch/own/test_healing.py -k begun_anew", "a network that was begun anew in the middle of a run is trained on"),
     ("recovery/persistence.py", "known[-1].updates if self.changed else None", "None",
      "torch/own/test_healing.py -k begun_anew", "the backup of a network that was begun anew is put back, untested"),

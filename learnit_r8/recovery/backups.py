@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,6 +129,7 @@ class Backup(SavedFields):
         is_proven: Whether enough calm losses have followed, so that the record is that of healthy weights.
         replayed: The loss of the witness when it was drawn again; NaN before.
         noise: Difference of two of those losses, with the same weights; NaN where it was drawn again once at most.
+        moves: The step of the backup before it, and how far each array of weights has moved since then; see `moved_in`.
     """
 
     step: int
@@ -146,6 +148,7 @@ class Backup(SavedFields):
     is_on_disk: bool = field(default=False, metadata=NOT_SAVED)
     is_resumed: bool = field(default=False, metadata=NOT_SAVED)
     is_of_file: bool = field(default=False, metadata=NOT_SAVED)
+    moves: tuple[int, Mapping[str, float]] = field(default=(-1, MappingProxyType({})), metadata=NOT_SAVED)
 
     @property
     def can_be_put(self) -> bool:
@@ -228,9 +231,11 @@ def moved_in(known: Sequence[Backup], state: Any, is_weight: Callable[[str], obj
     """
     if len(known) <= LEAST_MOVES:
         return ""
-    arrays = [tree.weights_in(tree.sums_of(each), is_weight) for each in (*(each.state for each in known), state)]
-    *earlier, last = itertools.starmap(tree.distances, itertools.pairwise(arrays))
-    before = {key: [each.get(key, 0.0) for each in earlier] for key in last}
+    for older, each in itertools.pairwise(known):
+        if each.moves[0] != older.step:
+            each.moves = older.step, tree.moves(older.state, each.state, is_weight)
+    last = tree.moves(known[-1].state, state, is_weight)
+    before = {key: [each.moves[1].get(key, 0.0) for each in known[1:]] for key in last}
     return next((key for key, far in last.items() if far > times * max(before[key]) and min(before[key]) > 0), "")
 
 

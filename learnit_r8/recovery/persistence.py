@@ -218,11 +218,12 @@ class BackupTimer:
             self.is_look_due, self._next_look_at = True, 2 * step
         if not (is_first or is_now or must_look or self.is_look_due):
             return ""
-        is_asked, self.is_look_due = self.is_look_due and not is_first, False
-        if is_asked and (moved := self._moved_in(get())):
-            return moved
-        if not (is_first or is_now):
-            return self.look(tree.sums_of(get()))
+        is_asked, self.is_look_due, found = self.is_look_due and not is_first, False, ""
+        if is_asked or not (is_first or is_now):
+            state = get()
+            found = self.look(tree.sums_of(state)) or (self._moved_in(state) if is_asked else "")
+        if found or not (is_first or is_now):
+            return found
         self.is_early = is_early and not is_first
         self._seconds, began = elapsed.time, time.perf_counter()
         try:

@@ -150,7 +150,8 @@ class Remedies:
             if case.alarm is Alarm.SPIKE and not self._live.mended:
                 self._name_cause("the batch itself, as the weights are healthy", INPUT)
             lineage = self._state.lineage
-            self._state.refusals.weights_are_healthy(is_costly=case.alarm is Alarm.NOT_FINITE)
+            is_costly = not case.is_exact or any(len(each.witness) > 1 for each in case.known)
+            self._state.refusals.weights_are_healthy(is_costly=is_costly and case.alarm is Alarm.NOT_FINITE)
             lineage.progress.note_healthy(lineage.updates)
             if case.alarm is not Alarm.NOT_FINITE:
                 self._sentry.calm()

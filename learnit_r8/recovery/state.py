@@ -133,8 +133,7 @@ class Refusals(SavedFields):
         outcomes: Of the last hundred batches, which were refused; empty where none was.
         in_vain: As ``in_a_row``, but a good batch ends the count only if the weights get further; see `Lineage.gains`.
         wary_until: Step before which another one is expected, `WARY_STEPS` after the last one.
-        is_costly: Whether tests for losses that are not finite have found healthy weights: the next ones would cost
-            batches in vain as long as any is refused.
+        is_costly: Whether a test took several batches, and found healthy weights where losses were not finite.
         withheld: Steps in a row that were left out, as their gradients were not finite though the losses were.
     """
 

@@ -462,14 +462,22 @@ def sizes_of(matrices: Mapping[str, Any]) -> dict[str, float]:
     return {key: math.sqrt(float(abs(each @ each)) / len(each)) for key, each in flat.items()}
 
 
-def distances(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
-    """How far each array that both have has moved: the root of the sum of the squares of its changes.
+def moves(before: Any, after: Any, is_weight: Callable[[str], object]) -> dict[str, float]:
+    """How far each array of weights has moved from one state to another: the root of the sum of the squared changes.
 
-    >>> distances({"w": np.array([1.0, 2.0])}, {"w": np.array([4.0, 6.0])})
+    >>> moves({"w": np.array([1.0, 2.0]), "n": 3}, {"w": np.array([4.0, 6.0]), "n": 4}, lambda key: True)
     {'w': 5.0}
     """
-    pairs = {key: (_as_numpy(each), _as_numpy(after[key])) for key, each in before.items() if key in after}
-    return {key: float(np.linalg.norm(new - old)) for key, (old, new) in pairs.items() if old.shape == new.shape}
+    old, new = (weights_in(sums_of(each), is_weight) for each in (before, after))
+    pairs = {key: (each, new[key]) for key, each in old.items() if key in new}
+    return {key: _distance(*pair) for key, pair in pairs.items() if pair[0].shape == pair[1].shape}
+
+
+def _distance(old: Any, new: Any) -> float:
+    if kinds.is_tensor(old) and kinds.is_tensor(new) and old.device == new.device and old.dtype.itemsize >= 4:
+        # Where they are: of those of a large model on a GPU nothing is copied.
+        return float((new.detach() - old).norm())
+    return float(np.linalg.norm(_as_numpy(new) - _as_numpy(old)))
 
 
 def outgrown(

@@ -430,7 +430,7 @@ def test_number_taken_meanwhile_is_not_overwritten(tmp_path):
 def test_checkpoint_without_a_model_causes_a_warning(tmp_path):
     """Loading a checkpoint without a model although there is a load callback warns that it was not called."""
     model = Weights()
-    more = {"checkpoint_dir": tmp_path, "state_callback": model.get, "load_callback": model.load}
+    more = {"checkpoint_dir": tmp_path, "load_callback": model.load}
     first = make(**more)
     first.report(first.draw(), 1.0)
     first.save_checkpoint()

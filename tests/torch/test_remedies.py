@@ -144,7 +144,7 @@ def explodes_again():
 
 
 TROUBLES = {
-    "dead": lambda: {"kills": (60,)},
+    "dead": lambda: {"kills": (24,)},
     "dead early": lambda: {"kills": (3,)},
     "fading": lambda: FADING,
     "explodes": explodes_again,
@@ -193,7 +193,7 @@ def test_parameters_that_die_once_something_is_learned_go_back(kills, steps):
 
 def test_a_loop_that_steps_by_itself_is_watched_too():
     """The gradients that its optimizer is about to use tell the same; what is clipped there is the loop's affair."""
-    run = Run(kills=[60], steps=False)
+    run = Run(kills=[24], steps=False)
 
     assert loss_of(run.model) < 2.0
     assert capped(run)[0] == "no gradient"
