@@ -219,6 +219,17 @@ def test_a_backup_that_was_taken_since_weights_have_moved_far_is_left_out(bias, 
     assert (state and state.updates) == found
 
 
+def test_weights_that_are_no_longer_frozen_have_not_moved_far():
+    live, r8, _ = live_of(Layers())
+    r8.host.persistence.backup.backups = [
+        Backup(step, step, state={"model": {"w": np.full(4, 0.1 * step), "head": np.full(4, max(0.0, step - 40.0))}})
+        for step in (10, 20, 30, 40, 50)
+    ]
+    live.persistence.callbacks.state().update(model={"w": np.full(4, 5.1), "head": np.full(4, 90.0)})
+
+    assert live.before_move(99) is None
+
+
 @pytest.mark.parametrize(
     ("key", "shape", "changes", "trained", "is_stray"),
     [
