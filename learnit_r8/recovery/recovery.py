@@ -592,10 +592,9 @@ class RecoveryController:
             return
         known = held or known
         moved_from = self._persistence.backup_timer.moved_from
-        if alarm is Alarm.CHANGED and (lineage.is_on_trial or moved_from is not None):
-            # Those since then may be damaged as the last ones were, and it may be put back without a test.
-            until = lineage.since if moved_from is None else moved_from
-            known = [each for each in known if each.updates <= until] or known
+        if alarm is Alarm.CHANGED and moved_from is not None:
+            # Those since then may be damaged as the present ones are.
+            known = [each for each in known if each.updates <= moved_from] or known
         self._incidents.open(self.live.step, alarm.value)
         self.live.begin()
         if not known:
