@@ -116,7 +116,7 @@ class BackupTimer:
         singles: The arrays in which a single weight was put back.
         changed: What `_changed_in` has found, until it is tested.
         has_grown: Whether that is the first of many matrices that have grown by little.
-        moved_from: Updates of the backup since which that has moved far; None where something else was found.
+        has_moved: Whether that has moved far while losses were high: healthy weights may, so it is tested first.
     """
 
     def __init__(
@@ -141,8 +141,7 @@ class BackupTimer:
         self._sized_at, self.watches_sizes = 0, False
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
-        self.changed, self.has_grown = "", False
-        self.moved_from: int | None = None
+        self.changed, self.has_grown, self.has_moved = "", False, False
         self.is_due = self.is_look_due = False
         self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
@@ -280,7 +279,7 @@ class BackupTimer:
 
     def look(self, sums: list[tree.Sum]) -> str:
         """The name of an array that is damaged, or has changed at once; "" for none. See `sums_of`."""
-        self.has_grown, self.moved_from = False, None
+        self.has_grown = self.has_moved = False
         damaged = self.told(self._agreement.agree(self.damage_in(sums)))
         self._tell_swollen(sums)
         return damaged or self.stray_in(sums)
@@ -394,7 +393,7 @@ class BackupTimer:
             return ""
         known = [each for each in self.backup.backups if each.state is not None and each.step <= step - SINCE_LOOK]
         self.changed = moved_in(known, state, self.is_weight, times=FARTHER)
-        self.moved_from = known[-1].updates if self.changed else None
+        self.has_moved = bool(self.changed)
         return self.changed
 
     def note_lasting(self, name: str) -> None:

@@ -591,10 +591,6 @@ class RecoveryController:
         if best is not None and repeat is not None and best not in held:
             return
         known = held or known
-        moved_from = self._persistence.backup_timer.moved_from
-        if alarm is Alarm.CHANGED and moved_from is not None:
-            # Those since then may be damaged as the present ones are.
-            known = [each for each in known if each.updates <= moved_from] or known
         self._incidents.open(self.live.step, alarm.value)
         self.live.begin()
         if not known:
@@ -617,7 +613,7 @@ class RecoveryController:
             self._end_search()
         is_sudden = {
             Alarm.RAISED: progress.is_sudden(), Alarm.REGRESS: progress.is_split, Alarm.ABOVE: progress.has_jumped,
-            Alarm.FELL: False, Alarm.CHANGED: progress.is_high and moved_from is None,
+            Alarm.FELL: False, Alarm.CHANGED: progress.is_high and not self._persistence.backup_timer.has_moved,
         }.get(alarm, True)  # fmt: skip
         first = progress.first[:FIRST]
         case = Case(
