@@ -676,7 +676,7 @@ def test_what_goes_wrong_again_in_the_last_steps_is_undone(at, times):
     assert "no test of the weights could be made" in told or "changed at once" in told
 
 
-def trained_to_the_end(hurt=None, *, at=193, with_r8=True, begin=None, lr=0.02, **settings):
+def trained_to_the_end(hurt=None, *, at=193, with_r8=True, begin=None, **settings):
     """The loss of a classifier after 195 batches of one's own, and what its adapter says of them.
 
     ``hurt(model, optimizer, targets)`` is called before the batch ``at`` and returns its targets; after the last one
@@ -685,7 +685,7 @@ def trained_to_the_end(hurt=None, *, at=193, with_r8=True, begin=None, lr=0.02, 
     model, loader = classifier(), DataLoader(DIGITS, batch_size=16, shuffle=True)
     if begin is not None:
         begin(model)
-    optimizer, step = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9), 0
+    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), 0
     adapter = attach(model, optimizer, loader, num_epochs=15, **settings) if with_r8 else None
     for _ in range(15) if adapter is None else adapter.epochs():
         for inputs, targets in loader if adapter is None else adapter.batches():
