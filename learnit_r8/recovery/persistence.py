@@ -114,7 +114,7 @@ class BackupTimer:
         peaks: The largest number in each array of weights at the last look.
         stray: What `stray_in` has found.
         singles: The arrays in which a single weight was put back.
-        changed: What `_changed_in` has found, until it is tested.
+        changed: What `_changed_in` or `_moved_in` has found, until it is tested.
         has_grown: Whether that is the first of many matrices that have grown by little.
         has_moved: Whether that has moved far while losses were high: healthy weights may, so it is tested first.
     """

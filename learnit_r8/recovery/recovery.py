@@ -591,6 +591,9 @@ class RecoveryController:
         if best is not None and repeat is not None and best not in held:
             return
         known = held or known
+        if alarm is Alarm.CHANGED and lineage.is_on_trial:
+            # It may be put back without a test, and those since the last restore may be damaged as the last ones were.
+            known = [each for each in known if each.updates <= lineage.since] or known
         self._incidents.open(self.live.step, alarm.value)
         self.live.begin()
         if not known:
