@@ -260,15 +260,15 @@ class OwnBatchesCallback(FitCallback):
                 data.on_epoch_end()
         if not hasattr(data, "element_spec"):
             return
-        # TensorFlow's trainer makes another one at the end of an epoch whose length it knows.
-        makes_another = keras.backend.backend() == "tensorflow"
+        # TensorFlow's trainer makes another one at the end of an epoch whose length the data tell.
+        makes_another = keras.backend.backend() == "tensorflow" and data.cardinality() >= 0
         for number in range(num_had):
             iterator = iter(data)
             if not number and has_stage(data, "Cache"):
                 # It keeps the order of the first epoch.
                 for _ in iterator:
                     pass
-            if makes_another and (number or data.cardinality() >= 0):
+            if makes_another:
                 iter(data)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:

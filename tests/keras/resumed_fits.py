@@ -57,6 +57,7 @@ FITS = {
     "a PyDataset, shuffled by Keras": lambda: {"x": Rows()},
     "arrays": lambda: {"x": X, "y": Y, "batch_size": 16},
     "tf.data": lambda: {"x": pipeline().batch(16)},
+    "tf.data of no known length": lambda: {"x": pipeline().batch(16).filter(lambda *_: True)},
     "a stream, steps_per_epoch": lambda: {"x": pipeline().repeat().batch(16), "steps_per_epoch": BATCHES},
     "steps_per_execution": lambda: {"x": pipeline().batch(16), "steps_per_execution": 2},
 }
