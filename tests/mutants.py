@@ -106,7 +106,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/persistence.py", "tree.shapes_of(read()) != tree.shapes_of(kept)", "False",
      "keras/test_own_batches.py -k unfrozen", "backups of an earlier fit's optimizer end a restore with an error"),
     ("keras/own_batches.py", " and data.cardinality() >= 0", "",
-     "keras/test_own_batches.py -m program -k 'mid_epoch and known'", "a resumed fit shuffles as a later epoch does"),
+     "keras/test_own_batches.py -m slow -k 'mid_epoch and known'", "a resumed fit shuffles as a later epoch does"),
     ("keras/own_batches.py", "self._loss_to_report(recorder.read(logs))", "recorder.read(logs)",
      "contract/test_data.py -m program -k 'recurring_hidden_nan and keras'", "each costs a restore in Keras"),
     ("engine/engine.py", "quarantine.counts and quarantine.holds_any(ticket.indices)", "False",
