@@ -203,23 +203,27 @@ class DrivenState:
         return source.get(OWN)
 
 
-def loss_to_report(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any]) -> Any:
+def loss_to_report(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any], *, is_last: bool = False) -> Any:
     """The loss of a step; where that is finite but the step has made numbers of the state not finite, NaN in its place,
-    which is said. Looked for only after it has happened.
+    which is said. Looked for after it has happened, and in the last step of an epoch, which no other one follows.
 
     Args:
         r8: The scheduler.
         loss: The loss, or those of the samples or of parts.
         get_state: Returns the state after the step, as a state callback does.
+        is_last: Whether the step is known to be the last one of an epoch of the user's own data.
     """
-    persistence = r8.controller.live.persistence
+    state, persistence = r8.controller.state, r8.controller.live.persistence
+    newest, is_last = persistence.backup.newest, is_last or r8.pace.ends_epoch(r8.global_step + 1)
     # Several processes would have to agree.
-    if not r8.controller.state.watches_steps or persistence.agreement.ranks is not None:
+    if persistence.agreement.ranks is not None or not (state.watches_steps or (is_last and newest is not None)):
         return loss
     # One that is not finite is refused in any case.
-    if not_finite({"loss": loss}) or persistence.backup_timer.meant.issuperset(not_finite(get_state())):
+    found = {} if not_finite({"loss": loss}) else not_finite(get_state())
+    if not found or {*persistence.backup_timer.meant, *not_finite(newest and newest.state)}.issuperset(found):
         return loss
-    r8.host.say_once("hidden", HIDDEN.format(r8.global_step))
+    state.watch_steps()
+    r8.host.say_once("hidden", HIDDEN.format(r8.global_step + 1))
     return np.full(np.shape(loss), np.nan)
 
 

@@ -121,8 +121,7 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
         r8.host.adopt(callbacks, backup_every=self._backup_every)
 
     def _end_iteration(self) -> None:
-        """End an epoch, before its validation. Of data of no known length Keras has begun a batch that never came."""
-        self._rates.take_back()
+        """End an epoch, before its validation."""
         self._r8.host.leave_epoch(is_validated=True)
 
     def _begin_fit(self) -> ModelState:
@@ -144,9 +143,9 @@ class FitCallback(keras.callbacks.Callback):  # type: ignore[misc]
             assert self._recorder is not None
             self._recorder.live.set(rate_of(self.model.optimizer), lr)
 
-    def _loss_to_report(self, loss: Any) -> Any:
+    def _loss_to_report(self, loss: Any, *, is_last: bool = False) -> Any:
         """See `bridge.driven_state.loss_to_report`."""
-        return loss if self._state is None else loss_to_report(self._r8, loss, self._state.read)
+        return loss if self._state is None else loss_to_report(self._r8, loss, self._state.read, is_last=is_last)
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:

@@ -201,6 +201,8 @@ class OwnBatchesCallback(FitCallback):
     def __init__(self, dataset: Any, model: Any = None, *, backup_every: int | str | Condition | None = None) -> None:
         self._batches = dataset.follow(counts_epochs=True)
         self._is_rewound = False
+        # The numbers of the last batch in hand, and of the last one of an epoch, as far as that is known.
+        self._place = self._last_place = -1
         super().__init__(dataset, model, backup_every)
 
     def _optimizers_of(self, model: Any) -> list[Any]:
@@ -277,6 +279,8 @@ class OwnBatchesCallback(FitCallback):
         steps = getattr(local_of_fit("epoch_iterator"), "num_batches", None)
         if steps:
             self._r8.feed.expect_epochs_of(steps)
+        # On TensorFlow it counts one too many where an epoch had to tell.
+        self._last_place = self._place if self._place >= 0 else (steps or 0) - 1
         num_had, iterator = self._batches.begin_pass(epoch), local_of_fit("epoch_iterator")
         if num_had:
             iterator._enumerate_iterator = lambda: yield_steps(_behind(iterator, num_had, self._r8.host), self.model)
@@ -293,7 +297,8 @@ class OwnBatchesCallback(FitCallback):
         recorder: Any = self._recorder
         r8, batches = self._r8, self._batches
         was_lowered = self._rates.take_back()
-        losses, rate = self._loss_to_report(recorder.read(logs)), recorder.rate
+        is_last, self._place = batch == self._last_place, batch
+        losses, rate = self._loss_to_report(recorder.read(logs), is_last=is_last), recorder.rate
         if rate is None or was_lowered or self._rates.variable is not recorder.rate_variable:
             rate = self._rates.value
         is_undone = False
@@ -314,9 +319,12 @@ class OwnBatchesCallback(FitCallback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass on what Keras logged; write the checkpoint that is due."""
         with self._own_weights(epoch):
-            # TensorFlow's trainer begins a batch before it asks data of unknown length for it.
-            self._batches.end_pass(ran_out=True)
             super().on_epoch_end(epoch, logs)
+
+    def _end_iteration(self) -> None:
+        # TensorFlow's trainer begins a batch before it asks data of unknown length for it.
+        self._rates.take_back()
+        self._batches.end_pass(ran_out=True)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Note that the training has ended."""

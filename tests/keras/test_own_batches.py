@@ -179,6 +179,45 @@ def test_a_rate_that_is_lowered_as_data_of_no_known_length_end_is_the_users_agai
     assert ruin.rates == [rate] * 4
 
 
+@pytest.mark.skipif(not on_tensorflow(), reason="only here may a length be unknown")
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_nan_that_the_loss_does_not_show_at_an_epochs_end(is_known):
+    """A rectifier that makes 0 of NaN hides it in the last batch of epochs, and of the run: each step is undone whole,
+    and validation measures the weights as if it had been left out by hand. A first epoch of no known length may tell
+    its own end alone."""
+    given = np.random.default_rng(0).normal(size=(64, 8)).astype("f4")
+    bad = np.append(given[:56], np.full((8, 8), np.nan, "f4"), 0)
+
+    def data(x, first):
+        """Batches; those of the first epoch are others."""
+        if is_known:
+            return tf.data.Dataset.from_tensor_slices((x, np.nan_to_num(x[:, 0] + 1))).batch(8)
+        turns = iter([first, x, x])
+
+        def batches():
+            rows = next(turns)
+            yield from ((each, given[:8, 0] + 1) for each in rows.reshape(-1, 8, 8))
+
+        return tf.data.Dataset.from_generator(batches, output_signature=(tf.TensorSpec((8, 8)), tf.TensorSpec((8,))))
+
+    def fitted(x, *callbacks):
+        keras.utils.set_random_seed(0)
+        hidden = keras.layers.Dense(8, activation=lambda x: keras.ops.where(x > 0, x, 0.0))
+        model = keras.Sequential([keras.Input((8,)), hidden, keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(0.01), "mse")
+        tested = given, given.sum(1)
+        found = model.fit(data(x, given), epochs=3, verbose=0, validation_data=tested, callbacks=[*callbacks])
+        return found.history["val_loss"], model.get_weights()
+
+    with R8Scheduler(scheduler_mode="keep") as r8:
+        found, weights = fitted(bad, R8Callback(r8))
+    by_hand, best = fitted(bad[:56])
+
+    assert found == by_hand
+    assert all(map(np.array_equal, weights, best))
+    assert r8.sentry.num_refused == 2 + is_known
+
+
 def test_what_cannot_be_watched_is_said():
     """A step without any loss, a model without an optimizer, and a schedule where the scheduler sets the rate."""
 
