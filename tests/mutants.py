@@ -111,7 +111,7 @@ MUTANTS = [Mutant(*each) for each in (
      "keras/test_own_variables.py", "a best value of infinity has the last batch of an epoch refused"),
     ("keras/own_batches.py", " and data.cardinality() >= 0", "",
      "keras/test_own_batches.py -m slow -k 'mid_epoch and known'", "a resumed fit shuffles as a later epoch does"),
-    ("keras/own_batches.py", "self._loss_to_report(recorder.read(logs))", "recorder.read(logs)",
+    ("keras/own_batches.py", "self._loss_to_report(recorder.read(logs), is_last=is_last)", "recorder.read(logs)",
      "contract/test_data.py -m program -k 'recurring_hidden_nan and keras'", "each costs a restore in Keras"),
     ("engine/engine.py", "quarantine.counts and quarantine.holds_any(ticket.indices)", "False",
      "recovery/test_quarantine.py -k suspected_twice", "a bad sample is trained on, and the rate blamed"),
