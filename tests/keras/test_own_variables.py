@@ -144,6 +144,15 @@ def test_a_refused_step_leaves_them_as_they_were():
         np.testing.assert_array_equal(one, other)
 
 
+def test_what_is_meant_to_be_infinite_has_no_last_batch_refused():
+    """The weights are looked at in the last step of an epoch, before it is known what is meant so."""
+    r8 = scheduler()
+    build().fit(X.reshape(-1, 5), Y.reshape(-1, 1), batch_size=BATCH, verbose=0, callbacks=[R8Callback(r8)])
+    r8.close()
+
+    assert (r8.global_step, r8.sentry.num_refused) == (EPOCHS * STEPS, 0)
+
+
 class Left(Exception):
     pass
 
