@@ -214,13 +214,12 @@ def loss_to_report(r8: R8Scheduler, loss: Any, get_state: Callable[[], Any], *, 
         is_last: Whether the step is known to be the last one of an epoch of the user's own data.
     """
     state, persistence = r8.controller.state, r8.controller.live.persistence
-    newest, is_last = persistence.backup.newest, is_last or r8.pace.ends_epoch(r8.global_step + 1)
+    is_looked_at = state.watches_steps or is_last or r8.pace.ends_epoch(r8.global_step + 1)
     # Several processes would have to agree.
-    if persistence.agreement.ranks is not None or not (state.watches_steps or (is_last and newest is not None)):
+    if not is_looked_at or persistence.agreement.ranks is not None:
         return loss
     # One that is not finite is refused in any case.
-    found = {} if not_finite({"loss": loss}) else not_finite(get_state())
-    if not found or {*persistence.backup_timer.meant, *not_finite(newest and newest.state)}.issuperset(found):
+    if not_finite({"loss": loss}) or persistence.backup_timer.meant.issuperset(not_finite(get_state())):
         return loss
     state.watch_steps()
     r8.host.say_once("hidden", HIDDEN.format(r8.global_step + 1))
