@@ -83,7 +83,7 @@ class StepLosses(StepRecorder):
             losses, _ = self._read_memory()
             if losses:
                 return [float(each[0]) for each in losses]
-        found = [float(value) for name, value in (logs or {}).items() if "loss" in name]
+        found = [float(value) for value in _losses_in(logs)]
         if not found:
             raise RuntimeError(
                 "train_step must have a loss to be watched: call self.compute_loss(), or track it with a "
