@@ -463,6 +463,32 @@ def test_batches_of_nan_with_finite_losses_are_left_out_as_by_hand(is_nnx):
     assert (num_counted, r8.sentry.num_refused) == (len(batches) - len(bad) - 2, len(bad) - 1)
 
 
+@pytest.mark.parametrize("is_nnx", [False, True])
+def test_a_nan_with_a_finite_loss_in_the_last_step_of_an_epoch(is_nnx):
+    """No step follows whose loss would show it: its batch is refused, and the state is that of before it, whole."""
+    rng, rows = np.random.default_rng(0), 64
+    x, y = rng.normal(size=(rows, 4)).astype("f4"), rng.normal(size=(rows, 1)).astype("f4")
+    r8 = R8Scheduler(rows, 8, num_epochs=2, scheduler_mode="keep", handle_signals=False, clock=lambda: 0.0)
+    by_hand = start = weights_of_rectifiers()
+    managed = r8flax.ManagedState(
+        r8, (nnx.Dict({name: nnx.Param(each) for name, each in start.items()}),) if is_nnx else start
+    )
+    for number, (indices, _) in enumerate(r8):
+        rows_now = x[indices] if number % 8 < 7 else np.full((8, 4), np.nan, "f4")
+        state = managed.for_step()
+        step = (rows_now, y[indices])
+        after, loss = (state, nnx_step(*state, *step)) if is_nnx else pytree_step(state, *step)
+        assert np.isfinite(loss)
+        assert bool(managed.report(after, loss)) is (number % 8 < 7)
+        if number % 8 < 7:
+            by_hand = pytree_step(by_hand, *step)[0]
+    r8.close()
+    found = managed.state[0] if is_nnx else managed.state
+
+    for name, each in by_hand.items():
+        np.testing.assert_allclose(found[name][...], each, rtol=1e-6)
+
+
 def test_a_function_in_the_state_is_not_copied():
     """A copy of an activation of JAX is another function, for which a jitted step is compiled again."""
     partial = functools.partial(jax.nn.leaky_relu, negative_slope=0.1)
