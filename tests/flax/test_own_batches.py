@@ -466,15 +466,16 @@ def test_batches_of_nan_with_finite_losses_are_left_out_as_by_hand(is_nnx):
 @pytest.mark.parametrize("is_nnx", [False, True])
 def test_a_nan_with_a_finite_loss_in_the_last_step_of_an_epoch(is_nnx):
     """No step follows whose loss would show it: its batch is refused, and the state is that of before it, whole."""
-    rng, rows = np.random.default_rng(0), 64
-    x, y = rng.normal(size=(rows, 4)).astype("f4"), rng.normal(size=(rows, 1)).astype("f4")
-    r8 = R8Scheduler(rows, batch_size=8, num_epochs=2, scheduler_mode="keep", handle_signals=False, clock=lambda: 0.0)
+    x = np.random.default_rng(0).normal(size=(256, 4)).astype("f4")
+    y = x.sum(1, keepdims=True)
+    r8 = R8Scheduler(len(x), batch_size=32, num_epochs=2, scheduler_mode="keep", handle_signals=False, clock=lambda: 0.0)
     by_hand = start = weights_of_rectifiers()
     managed = r8flax.ManagedState(
         r8, (nnx.Dict({name: nnx.Param(each) for name, each in start.items()}),) if is_nnx else start
     )
-    for number, (indices, _) in enumerate(r8):
-        rows_now = x[indices] if number % 8 < 7 else np.full((8, 4), np.nan, "f4")
+    batches = (indices for _ in r8.epoch_iterator() for indices, _ in r8.batch_iterator())
+    for number, indices in enumerate(batches):
+        rows_now = x[indices] if number % 8 < 7 else np.full((32, 4), np.nan, "f4")
         state = managed.for_step()
         step = (rows_now, y[indices])
         after, loss = (state, nnx_step(*state, *step)) if is_nnx else pytree_step(state, *step)
