@@ -201,6 +201,9 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         if control.should_save or control.should_evaluate:
             # On all processes: the first one alone writes the scheduler's state. An evaluation may ask for a save.
             adapter.flush()
+            if control.should_training_stop and self._batches is not None:
+                # The last weights are tested before they are evaluated.
+                self._batches.end_pass()
             adapter.scheduler.host.leave_epoch(is_validated=True)
         if adapter.scheduler.pace.is_stopped if self._trainer._r8_ends_itself else adapter.scheduler.is_over:
             control.should_training_stop = True
@@ -569,6 +572,9 @@ class R8Mixin:
 
     def _r8_loss_by(self, model: Any, inputs: Any, more: Mapping[str, Any]) -> Any:
         """The loss of a batch, as the Trainer computes that in hand; what it counts does not count a second time."""
+        if not model.training:
+            # It was evaluated since; each step of the Trainer begins so.
+            model.train()
         with uncounted(self, skipped="_r8"), self.compute_loss_context_manager():
             return self._r8_own(model, dict(inputs), **more)
 
