@@ -110,7 +110,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("bridge/driven_state.py", " or persistence.backup_timer.meant.issuperset(", " or not (",
      "keras/test_own_variables.py", "a best value of infinity has the last batch of an epoch refused"),
     ("bridge/driven_state.py", "is_last or r8.pace.ends_epoch(r8.global_step + 1)", "is_last",
-     "flax/test_own_batches.py -m program -k in_the_last_step", "the last step of a run leaves half of its NaN in a Flax model"),
+     "flax/test_own_batches.py -m program -k in_the_last_step", "a NaN of the last step stays in a Flax model"),
     ("keras/own_batches.py", " and data.cardinality() >= 0", "",
      "keras/test_own_batches.py -m slow -k 'mid_epoch and known'", "a resumed fit shuffles as a later epoch does"),
     ("keras/own_batches.py", "self._loss_to_report(recorder.read(logs), is_last=is_last)", "recorder.read(logs)",

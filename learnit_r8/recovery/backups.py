@@ -216,7 +216,10 @@ def median_of(losses: Sequence[float]) -> float:
     return math.nan if math.isnan(sum(losses)) else median(sorted(losses))
 
 
-def moved_in(known: Sequence[Backup], state: Any, is_weight: Callable[[str], object], *, times: float = 1.0) -> str:
+def moved_in(
+    known: Sequence[Backup], state: Any, is_weight: Callable[[str], object], *, times: float = 1.0,
+    step: int | None = None,
+) -> str:  # fmt: skip
     """The first array of weights that has moved farther since the newest of some backups than between any two of them.
 
     Args:
@@ -225,6 +228,8 @@ def moved_in(known: Sequence[Backup], state: Any, is_weight: Callable[[str], obj
         state: A state after them.
         is_weight: Whether a key is that of a weight.
         times: How many times as far.
+        step: That of the state, if fewer steps than between two of them shall be taken to move weights less: by the
+            root of their share, as those of a random walk.
 
     Returns:
         Its dotted key; "" if there is none.
@@ -234,8 +239,12 @@ def moved_in(known: Sequence[Backup], state: Any, is_weight: Callable[[str], obj
     for older, each in itertools.pairwise(known):
         if each.moves[0] != older.step:
             each.moves = older.step, tree.moves(older.state, each.state, is_weight)
-    last = tree.moves(known[-1].state, state, is_weight)
-    before = {key: [each.moves[1].get(key, 0.0) for each in known[1:]] for key in last}
+    last, span = tree.moves(known[-1].state, state, is_weight), math.inf if step is None else step - known[-1].step
+    shares = [math.sqrt(min(1.0, span / max(1, each.step - each.moves[0]))) for each in known[1:]]
+    before = {
+        key: [share * each.moves[1].get(key, 0.0) for each, share in zip(known[1:], shares, strict=True)]
+        for key in last
+    }
     return next((key for key, far in last.items() if far > times * max(before[key]) and min(before[key]) > 0), "")
 
 

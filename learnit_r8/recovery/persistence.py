@@ -392,7 +392,7 @@ class BackupTimer:
         if step < MOVED_FROM or self._agreement.ranks is not None:
             return ""
         known = [each for each in self.backup.backups if each.state is not None and each.step <= step - SINCE_LOOK]
-        self.changed = moved_in(known, state, self.is_weight, times=FARTHER)
+        self.changed = moved_in(known, state, self.is_weight, times=FARTHER, step=step)
         self.has_moved = bool(self.changed)
         return self.changed
 

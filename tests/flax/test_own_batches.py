@@ -468,7 +468,9 @@ def test_a_nan_with_a_finite_loss_in_the_last_step_of_an_epoch(is_nnx):
     """No step follows whose loss would show it: its batch is refused, and the state is that of before it, whole."""
     x = np.random.default_rng(0).normal(size=(256, 4)).astype("f4")
     y = x.sum(1, keepdims=True)
-    r8 = R8Scheduler(len(x), batch_size=32, num_epochs=2, scheduler_mode="keep", handle_signals=False, clock=lambda: 0.0)
+    r8 = R8Scheduler(
+        len(x), batch_size=32, num_epochs=2, scheduler_mode="keep", handle_signals=False, clock=lambda: 0.0
+    )
     by_hand = start = weights_of_rectifiers()
     managed = r8flax.ManagedState(
         r8, (nnx.Dict({name: nnx.Param(each) for name, each in start.items()}),) if is_nnx else start
