@@ -109,6 +109,8 @@ MUTANTS = [Mutant(*each) for each in (
      "keras/test_own_batches.py -k does_not_show", "validation measures what a hidden NaN has left"),
     ("bridge/driven_state.py", " or persistence.backup_timer.meant.issuperset(", " or not (",
      "keras/test_own_variables.py", "a best value of infinity has the last batch of an epoch refused"),
+    ("loops/run.py", "getattr(dataset, \"resumed_at\", Elapsed())", "Elapsed()",
+     "loops/test_scheduled.py -k own_steps", "a resumed loop validates in mid-epoch, and not at its end"),
     ("bridge/driven_state.py", "is_last or r8.pace.ends_epoch(r8.global_step + 1)", "is_last",
      "flax/test_own_batches.py -m program -k in_the_last_step", "a NaN of the last step stays in a Flax model"),
     ("keras/own_batches.py", " and data.cardinality() >= 0", "",

@@ -174,7 +174,8 @@ def loop(
         stop: Steps in all, a time such as "5min", a `Period`, a trigger, or a function of `Elapsed`; by default the
             data set's end. It is checked before a batch is taken.
         history: Rows to go on from; new ones are added to it.
-        elapsed: Steps, samples and seconds to go on from, as a loop returned them.
+        elapsed: Steps, samples and seconds to go on from, as a loop returned them; by default those of a resumed run
+            whose batches are `scheduled`.
         metadata: Anything, for callbacks that look at ``loop_state.metadata``.
         catch_keyboard_interrupt: Whether Ctrl-C ends the loop, which then returns what it has so far. A loop inside
             another one passes it on.
@@ -193,7 +194,7 @@ def loop(
     start, steps, end = read_tasks(tasks, callbacks)
     until = None if stop is None else as_stop("stop", stop)
     batches = opened(dataset)
-    finished = Elapsed() if elapsed is None else elapsed
+    finished = getattr(dataset, "resumed_at", Elapsed()) if elapsed is None else elapsed
     total = until if isinstance(until, Period) else None
     here = LoopState(state, finished, History() if history is None else history, total=total, metadata=metadata)
     origin, token = time.monotonic() - finished.time, _depth.set(_depth.get() + 1)

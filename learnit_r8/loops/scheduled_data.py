@@ -13,6 +13,7 @@ from ..bridge.prefetch import Prefetch
 from ..bridge.rows import check_rows, leaves, take_rows
 from ..engine.signals import running
 from ..guard.verdict import Verdict
+from ..triggers import Elapsed
 from .log_entries import Logs
 from .run import LoopState, loop
 
@@ -72,6 +73,14 @@ class scheduled:
             if not hasattr(column, "__getitem__") or not getattr(column, "shape", ()):
                 raise TypeError(f"data must be arrays, or a function of indices, got {type(column).__name__}.")
             check_rows(name, column, r8.table.num_samples)
+
+    @property
+    def resumed_at(self) -> Elapsed:
+        """Turns, samples and seconds that a resumed run has had, before the first one in this process; else none."""
+        pace, host = self._r8.pace, self._r8.host
+        if host.emitter.has_started:
+            return Elapsed()
+        return Elapsed(pace.turns, host.source.samples_in(pace.turns), pace.seconds)
 
     def __iter__(self) -> Iterator[Drawn]:
         prefetch = Prefetch.of(self._r8)

@@ -127,6 +127,39 @@ def test_columns_of_pandas_are_taken_by_position():
         break
 
 
+def test_tasks_of_a_resumed_run_come_at_its_own_steps(tmp_path):
+    """What is due every so many steps, samples or seconds counts those of the whole run; a second loop counts anew."""
+
+    def run(*, last):
+        r8 = R8Scheduler(
+            512, batch_size=16, num_epochs=3, initial_lr=0.05, checkpoint_dir=tmp_path, checkpoint_every=4, resume="auto",
+            handle_signals=False,
+        )  # fmt: skip
+        seen, step = [], numpy_step(r8, Faults(None))
+
+        def leave(state, batch):
+            if r8.global_step == last:
+                raise InterruptedError
+
+        def note(elapsed):
+            seen.append((elapsed.steps, r8.global_step, elapsed.samples))
+
+        tasks = {every(1): [leave, step, report_to(r8)], every(32): note, every(samples=16 * 40): note}
+        try:
+            elapsed = loop({"w": np.zeros((4, 1), "f4")}, scheduled(r8, (X, Y)), tasks)[2]
+        except InterruptedError:
+            r8.host.saver.store.release()
+            return seen
+        r8.close()
+        assert scheduled(r8, (X, Y)).resumed_at.steps == 0
+        return [*seen, elapsed.steps]
+
+    first, rest = run(last=42), run(last=None)
+
+    assert first == [(32, 32, 512), (40, 40, 640)]
+    assert rest == [(64, 64, 1024), (80, 80, 1280), (96, 96, 1536), 96]
+
+
 def test_early_stopping_says_when_its_entry_never_came():
     """A name that no step logs is said at the end, with those that there were."""
 
