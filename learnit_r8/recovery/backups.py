@@ -45,6 +45,9 @@ MEAN_OF = re.compile(r"var(iance)?(?=$|\.value$)"), re.compile(r"(?<=_state_inde
 COUNT_OF = {"batch_state_index.1": "batch_counter", "ema_state_index.1": "ema_first_time_index"}
 """What Equinox weighs them by, or whether there are any yet."""
 
+MOST_OF_LENGTH = 0.75
+"""Share of their own length by which weights have moved that have become others at once."""
+
 MOST_VARIANCE = 1000
 """How many times as large as ever before running variances jump."""
 
@@ -229,7 +232,8 @@ def moved_in(
         is_weight: Whether a key is that of a weight.
         times: How many times as far.
         step: That of the state, if fewer steps than between two of them shall be taken to move weights less: by the
-            root of their share, as those of a random walk.
+            root of their share, as those of a random walk. Then it must be by most of their own length, too: steps
+            that are too large move healthy ones farther at once.
 
     Returns:
         Its dotted key; "" if there is none.
@@ -245,7 +249,11 @@ def moved_in(
         key: [share * each.moves[1].get(key, 0.0) for each, share in zip(known[1:], shares, strict=True)]
         for key in last
     }
-    return next((key for key, far in last.items() if far > times * max(before[key]) and min(before[key]) > 0), "")
+    far = [key for key, each in last.items() if each > times * max(before[key]) and min(before[key]) > 0]
+    if far and step is not None:
+        arrays = dict(tree.leaves(known[-1].state))
+        far = [key for key in far if last[key] > MOST_OF_LENGTH * tree.length_of(arrays[key])]
+    return next(iter(far), "")
 
 
 class RamBackup:

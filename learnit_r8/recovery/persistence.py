@@ -63,9 +63,10 @@ SHAKEN, MOST_MATRICES = 1.15, 0.75
 """How many times as large most matrices become in a few steps where noise is added to them, and what share of them is
 most: in 25 kinds of healthy trainings that share became 1.07 times as large at most."""
 
-FARTHER, MOVED_FROM = 5.0, 32
-"""How many times as far as between any two backups weights have moved that are looked into, where losses are high; and
-the steps from which they are. Where a schedule raises the rate, and in the first steps, healthy ones may, too."""
+FARTHER, FARTHER_AT_ONCE, MOVED_FROM = 5.0, 4.0, 32
+"""How many times as far as between any two backups weights have moved that are looked into, where losses are high; the
+same where these rose at once, and fewer steps are taken to move weights less; and the steps from which they are. Where
+a schedule raises the rate, and in the first steps, healthy ones may, too."""
 
 SWOLLEN_TEXT = (
     "step {:,}: {!r} and {} more beside the weights are more than 1,000 times as large as at the last look: after so "
@@ -117,6 +118,7 @@ class BackupTimer:
         changed: What `_changed_in` or `_moved_in` has found, until it is tested.
         has_grown: Whether that is the first of many matrices that have grown by little.
         has_moved: Whether that has moved far while losses were high: healthy weights may, so it is tested first.
+        num_high: How many these losses were, if they had risen at once; see `Persistence.look_at_weights`.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class BackupTimer:
         self._sized_at, self.watches_sizes = 0, False
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
-        self.changed, self.has_grown, self.has_moved = "", False, False
+        self.changed, self.has_grown, self.has_moved, self.num_high = "", False, False, 0
         self.is_due = self.is_look_due = False
         self._next_look_at = 1
         self._step, self._seconds = 0, 0.0
@@ -221,6 +223,7 @@ class BackupTimer:
         if is_asked or not (is_first or is_now):
             state = get()
             found = self.look(tree.sums_of(state)) or (self._moved_in(state) if is_asked else "")
+            self.num_high = 0
         if found or not (is_first or is_now):
             return found
         self.is_early = is_early and not is_first
@@ -391,8 +394,10 @@ class BackupTimer:
         step = self._announcer.where()[0]
         if step < MOVED_FROM or self._agreement.ranks is not None:
             return ""
-        known = [each for each in self.backup.backups if each.state is not None and each.step <= step - SINCE_LOOK]
-        self.changed = moved_in(known, state, self.is_weight, times=FARTHER, step=step)
+        last = step - max(self.num_high + 1, SINCE_LOOK)
+        known = [each for each in self.backup.backups if each.state is not None and each.step <= last]
+        times, at = (FARTHER_AT_ONCE, step) if self.num_high else (FARTHER, None)
+        self.changed = moved_in(known, state, self.is_weight, times=times, step=at)
         self.has_moved = bool(self.changed)
         return self.changed
 
@@ -634,12 +639,17 @@ class Persistence:
         timer.when = usual_interval(steps) if timer.is_usual else timer.when
         self.wake()
 
-    def look_at_weights(self, *, backs_up: bool = True) -> None:
-        """Check every number as soon as the user's step is complete, and take a backup unless told not to."""
+    def look_at_weights(self, *, backs_up: bool = True, num_high: int = 0) -> None:
+        """Check every number as soon as the user's step is complete, and take a backup unless told not to.
+
+        Args:
+            backs_up: Whether to take one.
+            num_high: Losses since one that has risen at once, not from step to step; 0 for none.
+        """
         if backs_up:
             self.backup_timer.is_due = True
         else:
-            self.backup_timer.is_look_due = True
+            self.backup_timer.is_look_due, self.backup_timer.num_high = True, num_high
         self.wake()
 
     def save(self, state: dict[str, Any], step: int) -> Checkpoint:

@@ -274,9 +274,14 @@ class RecoveryController:
                 self.early.tell_far_above(high)
             # The last two are high where a rectifier hides NaN; one alone where a batch ruins running statistics.
             high = high if state.variances.last else min(last[-2:])
-            if min(latest) > max(last[:-FIRST]) or (high > most and high > 2 * most - median_of(earlier)):
-                # A backup of weights under suspicion would take the place of another one.
-                self._persistence.look_at_weights(backs_up=False)
+            # One of those before may be a hard batch's.
+            usual = sorted(last[:-FIRST])[-2]
+            if min(latest) > usual or (high > most and high > 2 * most - median_of(earlier)):
+                # A backup of weights under suspicion would take the place of another one. Losses at too high a rate
+                # rise from step to step; one is known if it has damaged weights before.
+                is_jump = latest[0] > min(latest) and not (self.limit.is_on or self.limit.failed < math.inf)
+                num_high = max(progress.num_high, SINCE_LOOK) if is_jump else 0
+                self._persistence.look_at_weights(backs_up=False, num_high=num_high)
         if state.num_equal >= EQUAL_LOSSES - 1:
             state.num_equal = 0
             self._persistence.look_at_weights()

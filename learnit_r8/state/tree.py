@@ -474,10 +474,21 @@ def moves(before: Any, after: Any, is_weight: Callable[[str], object]) -> dict[s
 
 
 def _distance(old: Any, new: Any) -> float:
-    if kinds.is_tensor(old) and kinds.is_tensor(new) and old.device == new.device and old.dtype.itemsize >= 4:
-        # Where they are: of those of a large model on a GPU nothing is copied.
-        return float((new.detach() - old).norm())
-    return float(np.linalg.norm(_as_numpy(new) - _as_numpy(old)))
+    if kinds.is_tensor(old) and kinds.is_tensor(new) and old.device == new.device:
+        return length_of(new.detach() - old)
+    return length_of(_as_numpy(new) - _as_numpy(old))
+
+
+def length_of(array: Any) -> float:
+    """The root of the sum of the squares of an array's numbers.
+
+    >>> length_of(np.array([[3.0], [4.0]]))
+    5.0
+    """
+    if kinds.is_tensor(array) and array.dtype.itemsize >= 4:
+        # Where it is: of those of a large model on a GPU nothing is copied.
+        return float(array.detach().norm())
+    return float(np.linalg.norm(_as_numpy(array)))
 
 
 def outgrown(
