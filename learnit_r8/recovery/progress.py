@@ -255,9 +255,11 @@ class Progress(SavedFields):
 
     @property
     def ends_high(self) -> bool:
-        """Whether one of the last two losses is far above those before."""
+        """Whether one of the last two losses is far above those before, or both are above all of the last ones."""
         *usual, last, newest = self.recent
-        return max(last, newest) > float(np.median(usual)) + 6 * spread_of(usual)
+        is_far = max(last, newest) > float(np.median(usual)) + 6 * spread_of(usual)
+        # A whole run may be among those before, the first losses too.
+        return is_far or min(last, newest) > max(usual[-LEVEL:])
 
     @property
     def has_risen_late(self) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from learnit_r8 import events
-from learnit_r8.recovery.backups import Backup
+from learnit_r8.recovery.backups import Backup, moved_in
 from learnit_r8.recovery.model import LiveModel
 from learnit_r8.state.tree import sums_of
 from learnit_r8.testing import record_events
@@ -217,6 +217,19 @@ def test_a_backup_that_was_taken_since_weights_have_moved_far_is_left_out(bias, 
     state = live.before_move(until)
 
     assert (state and state.updates) == found
+
+
+@pytest.mark.parametrize(
+    ("by", "step", "found"),
+    [(16.0, 304, "model.w"), (16.0, None, ""), (14.0, 304, ""), (16.0, 400, ""), (-16.0, 304, "model.w")],
+    ids=["at once", "any number of steps", "less than its length", "many steps", "back"],
+)
+def test_weights_that_have_become_others_at_once(by, step, found):
+    """They move by 6 in a hundred steps, which is 1.2 in four; their length is 20.6 at last."""
+    known = [Backup(at, at, state={"model": {"w": np.array([10.0, 0.06 * at])}}) for at in (0, 100, 200, 300)]
+    state = {"model": {"w": np.array([10.0, 18.0 + by])}}
+
+    assert moved_in(known, state, lambda key: True, times=4.0, step=step) == found
 
 
 def test_weights_that_are_no_longer_frozen_have_not_moved_far():

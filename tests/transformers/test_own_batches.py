@@ -87,9 +87,11 @@ class Hurt(Model):
         return super().forward(images, labels)
 
 
-def run(folder, base, *, with_r8=True, nan_at=None, resume=None, dataset=None, r8=None, **options):
+def run(
+    folder, base, *, with_r8=True, nan_at=None, resume=None, dataset=None, eval_dataset=None, r8=None, **options
+):  # fmt: skip
     kind = type("Own", (R8Mixin, base), {}) if with_r8 else base
-    given = {"data_collator": collate} if isinstance(dataset, Grouped) else {}
+    given = {"data_collator": collate} if isinstance(dataset, Grouped) else {"eval_dataset": eval_dataset}
     if with_r8:
         given["r8"] = {"batches": False, **(r8 or {})}
     torch.manual_seed(0)
@@ -327,6 +329,31 @@ def test_a_backup_repeats_the_loss_that_it_had(tmp_path, monkeypatch):
     # Two batches are one update.
     assert sum(each.loss for each in probes[:2]) / 2 == pytest.approx(probes[0].record, rel=1e-6)
     assert heard.of(events.RolledBack)
+
+
+def test_a_network_begun_anew_two_steps_before_the_end(tmp_path):
+    """Its weights are tested in the mode of training, dropout and all, before the evaluation of the last step."""
+
+    class BegunAnew(Trainer):
+        at = None
+
+        def training_step(self, model, inputs, *more):
+            if self.state.global_step == self.at:
+                for each in model.parameters():
+                    each.data = 0.1 * torch.randn(each.shape, generator=torch.Generator().manual_seed(0))
+            return super().training_step(model, inputs, *more)
+
+    def evaluated(name, at):
+        options = {"num_train_epochs": 8, "eval_strategy": "steps", "eval_steps": 4 * STEPS}
+        trainer = run(tmp_path / name, type("At", (BegunAnew,), {"at": at}), eval_dataset=Digits(), **options)
+        losses = [each["eval_loss"] for each in trainer.state.log_history if "eval_loss" in each]
+        return losses, trainer.evaluate()["eval_loss"], trainer.r8.summary()
+
+    untouched, _, _ = evaluated("untouched", None)
+    losses, last, told = evaluated("begun anew", 8 * STEPS - 2)
+
+    assert "model restored once" in told
+    assert losses[-1] == last < 1.05 * untouched[-1] < untouched[0]
 
 
 class OneBad(Digits):

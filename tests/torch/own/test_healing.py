@@ -770,6 +770,24 @@ def test_a_network_that_was_begun_anew_is_put_back(at):
     assert told.count("model restored once; weights tested with") == 1
 
 
+def make_noise_of_its_size(model, optimizer, targets):
+    with torch.no_grad():
+        weight = model[0].weight
+        weight.copy_(weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    return targets
+
+
+@pytest.mark.filterwarnings("ignore:weights changed at once")
+@pytest.mark.parametrize("at", [125, 140])
+def test_a_matrix_of_noise_of_its_own_size_is_undone(at):
+    """It has moved less than five times as far as in all the steps before, but by its own length, and at once."""
+    damaged, _ = trained_to_the_end(make_noise_of_its_size, at=at, with_r8=False)
+    healed, told = trained_to_the_end(make_noise_of_its_size, at=at)
+
+    assert healed < 0.9 * damaged
+    assert told.count("model restored once") == 1
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_weights_that_learn_other_data_may_grow():
     """Five classes, and in the last steps the other five: once that is known, growth of all matrices is no damage."""
