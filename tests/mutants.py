@@ -276,7 +276,7 @@ MUTANTS = [Mutant(*each) for each in (
      "transformers/test_own_batches.py -m program -k begun_anew", "damage of the last steps of a short run stays"),
     ("transformers/trainer.py", "if control.should_training_stop and self._batches is not None:", "if False:",
      "transformers/test_own_batches.py -m program -k begun_anew", "the last evaluation is of damaged weights"),
-    ("keras/own_batches.py", "        self._rates.take_back()\n        self._batches.end_pass(ran_out=True)\n", "        pass\n",
+    ("keras/own_batches.py", "        self._rates.take_back()\n        self._batches.end", "        self._batches.end",
      "keras/test_own_batches.py -k no_known_length", "a lowered rate of Keras stays for good"),
     ("recovery/persistence.py", "(FARTHER_AT_ONCE, step) if self.num_high else (FARTHER, None)", "(FARTHER, None)",
      "torch/own/test_healing.py -k of_its_own_size", "a matrix of noise is trained on in mid-run"),

@@ -331,8 +331,9 @@ def test_a_backup_repeats_the_loss_that_it_had(tmp_path, monkeypatch):
     assert heard.of(events.RolledBack)
 
 
-def test_a_network_begun_anew_two_steps_before_the_end(tmp_path):
-    """Its weights are tested in the mode of training, dropout and all, before the evaluation of the last step."""
+@pytest.mark.parametrize(("steps_left", "every"), [(2, 4 * STEPS), (40, 1)], ids=["at the end", "evaluated each step"])
+def test_a_network_begun_anew_is_put_back(tmp_path, steps_left, every):
+    """Its weights are tested in the mode of training, dropout and all, and before the evaluation of the last step."""
 
     class BegunAnew(Trainer):
         at = None
@@ -344,16 +345,16 @@ def test_a_network_begun_anew_two_steps_before_the_end(tmp_path):
             return super().training_step(model, inputs, *more)
 
     def evaluated(name, at):
-        options = {"num_train_epochs": 8, "eval_strategy": "steps", "eval_steps": 4 * STEPS}
+        options = {"num_train_epochs": 8, "eval_strategy": "steps", "eval_steps": every}
         trainer = run(tmp_path / name, type("At", (BegunAnew,), {"at": at}), eval_dataset=Digits(), **options)
         losses = [each["eval_loss"] for each in trainer.state.log_history if "eval_loss" in each]
         return losses, trainer.evaluate()["eval_loss"], trainer.r8.summary()
 
     untouched, _, _ = evaluated("untouched", None)
-    losses, last, told = evaluated("begun anew", 8 * STEPS - 2)
+    losses, last, told = evaluated("begun anew", 8 * STEPS - steps_left)
 
     assert "model restored once" in told
-    assert losses[-1] == last < 1.05 * untouched[-1] < untouched[0]
+    assert losses[-1] == last < 1.2 * untouched[-1] < untouched[0]
 
 
 class OneBad(Digits):
