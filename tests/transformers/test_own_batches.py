@@ -331,9 +331,10 @@ def test_a_backup_repeats_the_loss_that_it_had(tmp_path, monkeypatch):
     assert heard.of(events.RolledBack)
 
 
-@pytest.mark.parametrize(("steps_left", "every"), [(2, 4 * STEPS), (40, 1)], ids=["at the end", "evaluated each step"])
-def test_a_network_begun_anew_is_put_back(tmp_path, steps_left, every):
-    """Its weights are tested in the mode of training, dropout and all, and before the evaluation of the last step."""
+@pytest.mark.parametrize("stops_early", [False, True])
+def test_a_network_begun_anew_two_steps_before_the_end(tmp_path, stops_early):
+    """Its weights are tested in the mode of training, dropout and all, and before the evaluation of the last step; but
+    that which stops the training sees them damaged."""
 
     class BegunAnew(Trainer):
         at = None
@@ -344,17 +345,23 @@ def test_a_network_begun_anew_is_put_back(tmp_path, steps_left, every):
                     each.data = 0.1 * torch.randn(each.shape, generator=torch.Generator().manual_seed(0))
             return super().training_step(model, inputs, *more)
 
+        def evaluate(self, *given, **more):
+            found = super().evaluate(*given, **more)
+            self.control.should_training_stop |= self.state.global_step == 8 * STEPS
+            return found
+
     def evaluated(name, at):
-        options = {"num_train_epochs": 8, "eval_strategy": "steps", "eval_steps": every}
+        options = {"num_train_epochs": 8 + stops_early, "eval_strategy": "steps", "eval_steps": 4 * STEPS}
         trainer = run(tmp_path / name, type("At", (BegunAnew,), {"at": at}), eval_dataset=Digits(), **options)
         losses = [each["eval_loss"] for each in trainer.state.log_history if "eval_loss" in each]
         return losses, trainer.evaluate()["eval_loss"], trainer.r8.summary()
 
     untouched, _, _ = evaluated("untouched", None)
-    losses, last, told = evaluated("begun anew", 8 * STEPS - steps_left)
+    losses, last, told = evaluated("begun anew", 8 * STEPS - 2)
 
     assert "model restored once" in told
-    assert losses[-1] == last < 1.2 * untouched[-1] < untouched[0]
+    assert (losses[-1] == last) is not stops_early
+    assert last < 1.05 * untouched[-1] < untouched[0]
 
 
 class OneBad(Digits):
