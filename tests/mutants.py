@@ -272,6 +272,8 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_model.py -k moved_far", "weights that are no longer frozen are put back"),
     ("recovery/persistence.py", "self._moved_in(state) if is_asked", "self._moved_in(state) if False",
      "torch/own/test_healing.py -k begun_anew", "a network that was begun anew in the middle of a run is trained on"),
+    ("recovery/backups.py", "MOST_VARIANCE = 300", "MOST_VARIANCE = 1000",
+     "recovery/test_state.py -k variance_that_jumps", "a sample far out of range ruins the validation"),
     ("recovery/progress.py", " or min(last, newest) > max(usual[-LEVEL:])", "",
      "transformers/test_own_batches.py -m program -k begun_anew", "damage of the last steps of a short run stays"),
     ("transformers/trainer.py", "if control.should_training_stop and self._batches is not None:", "if False:",

@@ -151,6 +151,11 @@ class Pace:
         return wall()
 
     @property
+    def is_running(self) -> bool:
+        """Whether its time is counted: from the first draw in this process."""
+        return self._running is not None
+
+    @property
     def seconds(self) -> float:
         """Training time so far: from the first draw, without pauses and downtime.
 

@@ -48,14 +48,14 @@ COUNT_OF = {"batch_state_index.1": "batch_counter", "ema_state_index.1": "ema_fi
 MOST_OF_LENGTH = 0.75
 """Share of their own length by which weights have moved that have become others at once."""
 
-MOST_VARIANCE = 1000
+MOST_VARIANCE = 300
 """How many times as large as ever before running variances jump."""
 
 NO_VARIANCE = 1e-5
 """What frameworks add to a variance: below it, a jump changes nothing."""
 
-LEAST_STEP = 2
-"""Steps in which running variances come within a factor of 500 of what the data have, at a momentum of .999."""
+LEAST_STEP = 7
+"""Steps in which running variances come within a factor of 150 of what the data have, at a momentum of .999."""
 
 MOST_IN_A_ROW = 8
 """Batches in a row that may be bad, the first ones of a run, too; where more ruin statistics that were put back, the
@@ -66,7 +66,7 @@ ALIKE, NUM_ALIKE = 1e-3, 2
 all batches since the first ones have next to nothing of it."""
 
 STAYS = (
-    "{!r} is more than 1,000 times as large as ever before, since step {}: a batch far out of range has probably "
+    "{!r} is more than 300 times as large as ever before, since step {}: a batch far out of range has probably "
     "ruined running statistics, which validation uses and no training loss shows; take them anew by passes over sound "
     "batches in the mode of training (torch: swa_utils.update_bn)."
 )

@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from .persistence import Persistence
 
 STATISTICS = (
-    "step {:,}: {!r} was more than 1,000 times as large as ever before: a batch far out of range has ruined running "
+    "step {:,}: {!r} was more than 300 times as large as ever before: a batch far out of range has ruined running "
     "statistics, which validation uses and no training loss shows. They came from the backup of step {:,}."
 )
 
 OF_WEIGHTS = (
-    "{!r} is more than 1,000 times as large as ever before, since step {}: numbers in {!r} have grown, too, so the "
+    "{!r} is more than 300 times as large as ever before, since step {}: numbers in {!r} have grown, too, so the "
     "running statistics are probably right for these weights. Nothing was put back."
 )
 
 LEAST_GROWTH = 10.0
-"""How many times as large weights are, at least, that make a variance 1,000 times as large; usual ones grow by less
+"""How many times as large weights are, at least, that make a variance 300 times as large; usual ones grow by less
 from one backup to the next, but for those that are next to nothing at first."""
 
 MOST_SINGLE = 1e-3

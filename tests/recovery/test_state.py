@@ -246,6 +246,17 @@ def test_a_variance_that_one_of_the_first_batches_ruined_is_found_where_looks_ar
     assert list(variances.ruined) == ["norm.running_var"] * (scale > 1e3)
 
 
+@pytest.mark.parametrize(("step", "by", "is_ruined"), [(40, 400, True), (40, 250, False), (5, 400, False)])
+def test_a_running_variance_that_jumps(step, by, is_ruined):
+    """In the first steps it may only now come near what the data have."""
+    now = {"step": 0}
+    variances = RunningVariances(Announcer([], lambda: (now["step"], 0.0)))
+    for now["step"], total in ((step - 2, 1.0), (step - 1, 0.99), (step, 0.99 * by)):
+        variances.compare([Sum("norm.running_var", None, None, complex(total))], is_alone=True)
+
+    assert bool(variances.ruined) is is_ruined
+
+
 def test_a_variance_that_begins_at_zero_may_fall_evenly():
     """Equinox begins with zeros, which tell no scale."""
     now = {"step": 0}
