@@ -283,7 +283,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("recovery/persistence.py", "(FARTHER_AT_ONCE, step) if self.num_high else (FARTHER, None)", "(FARTHER, None)",
      "torch/own/test_healing.py -k of_its_own_size", "a matrix of noise is trained on in mid-run"),
     ("recovery/backups.py", "far = [key for key in far if last[key] > MOST_OF_LENGTH", "far = [key for key in far if 1",
-     "recovery/test_model.py -k others_at_once", "a natural explosion is put back, from which a run recovers alone"),
+     "recovery/test_model.py -k replaced_at_once", "a natural explosion is put back, from which a run recovers alone"),
     ("transformers/trainer.py", "        if not model.training:\n", "        if False:\n",
      "transformers/test_own_batches.py -m program -k begun_anew", "no state of a Trainer repeats its record"),
     ("recovery/persistence.py", "self.has_moved = bool(self.changed)", "pass",

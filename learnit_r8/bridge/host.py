@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ..scheduler import R8Scheduler
 
 HOST = (
-    "member", "seed", "say_once", "rates", "controller", "join", "leave_epoch", "share", "adopt",
+    "member", "source", "say_once", "rates", "controller", "join", "leave_epoch", "share", "adopt",
     "draw_ahead", "draw_epoch", "begin", "hand_back", "leave_out", "discard", "between_steps", "may_be_due",
     "look_at_weights", "timed", "deciding_state", "backup",
 )  # fmt: skip

@@ -818,11 +818,6 @@ class Engine:
         self.source.use_offsets(trend)
 
     @property
-    def seed(self) -> int:
-        """The seed of the batches: as given, or that of the saved run that this one continues."""
-        return self.source.seed
-
-    @property
     def member(self) -> Member:
         """The adapter that holds batches, as given to `join`."""
         return self.run.member

@@ -357,7 +357,7 @@ class Pace:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Do not count the time spent inside."""
-        was_running = self._running is not None
+        was_running = self.is_running
         if was_running:
             self._spent, self._running = self.seconds, None
         try:

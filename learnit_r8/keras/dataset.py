@@ -606,7 +606,7 @@ class EpochOrder:
             self._indices = tf.Variable(tf.zeros((most_batches, batch_size), tf.int64), trainable=False)
             self.counts = tf.Variable(tf.zeros((most_batches,), tf.int64), trainable=False)
             self.steps = tf.Variable(tf.zeros((most_batches,), tf.int64), trainable=False)
-            self.seed = tf.Variable(r8.host.seed % 2**63, trainable=False, dtype=tf.int64)
+            self.seed = tf.Variable(r8.host.source.seed % 2**63, trainable=False, dtype=tf.int64)
         self._r8 = r8
 
     def set(self, tickets: Sequence[Ticket]) -> None:
@@ -620,7 +620,7 @@ class EpochOrder:
         self.counts.assign(counts)
         self.steps.assign(steps)
         # A resumed run has that of the saved one.
-        self.seed.assign(self._r8.host.seed % 2**63)
+        self.seed.assign(self._r8.host.source.seed % 2**63)
 
     def places(self, number: Any) -> Any:
         """int64[counts[number]], the places of a batch's samples in the order of the epoch."""

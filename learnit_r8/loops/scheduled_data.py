@@ -77,14 +77,8 @@ class scheduled:
     @property
     def resumed_at(self) -> Elapsed:
         """Turns, samples and seconds that a resumed run has had, before the first one in this process; else none."""
-        r8, pace = self._r8, self._r8.pace
-        if pace.is_running:
-            return Elapsed()
-        epochs, rest = divmod(pace.turns, r8.steps_per_epoch)
-        size = r8.table.batch_size
-        # A last batch may be short, or left out.
-        samples = epochs * min(r8.table.num_samples, r8.steps_per_epoch * size) + rest * size
-        return Elapsed(pace.turns, samples, pace.seconds)
+        pace, source = self._r8.pace, self._r8.host.source
+        return Elapsed() if pace.is_running else Elapsed(pace.turns, source.samples_in(pace.turns), pace.seconds)
 
     def __iter__(self) -> Iterator[Drawn]:
         prefetch = Prefetch.of(self._r8)

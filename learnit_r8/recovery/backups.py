@@ -46,7 +46,7 @@ COUNT_OF = {"batch_state_index.1": "batch_counter", "ema_state_index.1": "ema_fi
 """What Equinox weighs them by, or whether there are any yet."""
 
 MOST_OF_LENGTH = 0.75
-"""Share of their own length by which weights have moved that have become others at once."""
+"""Share of their own length by which weights that were replaced at once have moved, at least."""
 
 MOST_VARIANCE = 300
 """How many times as large as ever before running variances jump."""

@@ -214,10 +214,11 @@ def make_loader(dataset: Any, sampler: Any, *, settings: Mapping[str, Any], is_a
     if collate is None and is_table:
         # What is read is the batch already.
         collate, fetch_many, pass_on = list, functools.partial(_take_rows, dataset.tensors), list
-    reader = SampleReader(dataset, sampler.r8.host.seed, fetch_many, collate or default_collate, is_ahead=is_ahead)
+    seed = sampler.r8.host.source.seed
+    reader = SampleReader(dataset, seed, fetch_many, collate or default_collate, is_ahead=is_ahead)
     if settings.get("generator") is None:
         # Torch's global generator belongs to the model: beginning an epoch, or resuming in one, must not draw from it.
-        settings = {**settings, "generator": torch.Generator().manual_seed(sampler.r8.host.seed % 2**63)}
+        settings = {**settings, "generator": torch.Generator().manual_seed(seed % 2**63)}
     return TimedLoader(reader, batch_sampler=sampler, **{**settings, "collate_fn": pass_on})
 
 

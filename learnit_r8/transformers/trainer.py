@@ -204,7 +204,8 @@ class R8Callback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             if control.should_training_stop and self._batches is not None:
                 # The last weights are tested before they are evaluated.
                 self._batches.end_pass()
-            adapter.scheduler.host.leave_epoch(is_validated=True)
+            else:
+                adapter.scheduler.host.leave_epoch(is_validated=True)
         if adapter.scheduler.pace.is_stopped if self._trainer._r8_ends_itself else adapter.scheduler.is_over:
             control.should_training_stop = True
 

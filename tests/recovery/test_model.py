@@ -224,7 +224,7 @@ def test_a_backup_that_was_taken_since_weights_have_moved_far_is_left_out(bias, 
     [(16.0, 304, "model.w"), (16.0, None, ""), (14.0, 304, ""), (16.0, 400, ""), (-16.0, 304, "model.w")],
     ids=["at once", "any number of steps", "less than its length", "many steps", "back"],
 )
-def test_weights_that_have_become_others_at_once(by, step, found):
+def test_weights_that_were_replaced_at_once(by, step, found):
     """They move by 6 in a hundred steps, which is 1.2 in four; their length is 20.6 at last."""
     known = [Backup(at, at, state={"model": {"w": np.array([10.0, 0.06 * at])}}) for at in (0, 100, 200, 300)]
     state = {"model": {"w": np.array([10.0, 18.0 + by])}}

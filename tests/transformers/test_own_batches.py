@@ -207,7 +207,7 @@ def test_the_seed_is_that_of_the_arguments(tmp_path):
     for trainer in seeds:
         trainer.get_train_dataloader()
 
-    assert [trainer.r8.scheduler.host.seed for trainer in seeds] == [1, 7, 3]
+    assert [trainer.r8.scheduler.host.source.seed for trainer in seeds] == [1, 7, 3]
 
 
 def test_names_do_not_shadow_those_of_trainers():
