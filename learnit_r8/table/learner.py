@@ -221,19 +221,24 @@ class LossLearner:
         return self.storage.batch_trend.value, self.storage.are_offsets
 
     def go_back_to(self, trend_mark: tuple[float, bool]) -> None:
-        """Return to an earlier trend, unless the estimates have switched to differences since."""
+        """Return to an earlier trend, unless the estimates have switched to differences since.
+
+        Back before the first loss the trend begins anew, as a first loss that was beyond all others is all of it.
+        """
         trend, offsets = trend_mark
-        if offsets == self.storage.are_offsets and not math.isnan(trend):
+        if math.isnan(trend):
+            self.storage.batch_trend.begin_anew()
+        elif offsets == self.storage.are_offsets:
             self.storage.batch_trend.value = trend
 
     def use_offsets(self) -> None:
         """Have the "relative" estimator hold differences from the trend for good, as a loss is below 0."""
         self.hand_over()
         storage = self.storage
-        if not (storage.is_relative and storage.batch_trend.num_reports):
+        if not storage.is_relative:
             storage.are_offsets = True
             return
-        trend = storage.batch_trend.value
+        trend = storage.batch_trend.value if storage.batch_trend.num_reports else 0.0
         with storage.lock:
             storage.is_whole = False
             # Slice by slice: what is as large as the table would first have to be found by the system.

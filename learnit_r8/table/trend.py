@@ -267,12 +267,17 @@ class BatchTrend:
     """
 
     def __init__(self, num_samples: int, batch_size: int) -> None:
-        self.value = math.nan
         self.weight = min(1.0, 2 / (num_samples / (2 * batch_size) + 1))
-        self.untrained = UntrainedLoss(-(-num_samples // (20 * batch_size)))
+        self._num_untrained = -(-num_samples // (20 * batch_size))
+        self.begin_anew()
+        self._num_early = max(self.untrained.size, math.ceil(1 / self.weight), NUM_CLIPPED)
+
+    def begin_anew(self) -> None:
+        """Forget all losses."""
+        self.value = math.nan
+        self.untrained = UntrainedLoss(self._num_untrained)
         self.num_reports = 0
         self.is_early = True
-        self._num_early = max(self.untrained.size, math.ceil(1 / self.weight), NUM_CLIPPED)
         self._first = FirstLosses()
 
     def observe_early(self, mean: float, reported: float) -> float:

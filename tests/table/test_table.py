@@ -245,6 +245,20 @@ def test_trend_of_another_meaning_is_not_gone_back_to():
     assert table.learner.trend_mark == trend
 
 
+@pytest.mark.parametrize("level", [2.0, -1.0])
+def test_trend_begins_anew_before_the_first_loss(level):
+    """Back where no loss was known, none of those since is a part of it; what is known of samples stays usable."""
+    table = SampleTable(100, batch_size=10)
+    mark = table.learner.trend_mark
+    tell(table, range(10), [1e6], WHOLE_BATCH)
+    table.learner.go_back_to(mark)
+    for start in range(10, 100, 10):
+        tell(table, range(start, start + 10), [level], WHOLE_BATCH)
+
+    assert table.trend == table.untrained_loss == level
+    np.testing.assert_allclose(table.loss, level)
+
+
 def test_an_early_outlier_is_scaled_down_with_its_samples():
     """A loss that the first ones do not believe is learned as less, and so are the losses of its parts."""
     trend = SampleTable(1000, batch_size=10).storage.batch_trend
