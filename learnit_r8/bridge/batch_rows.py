@@ -6,6 +6,7 @@ A batch is a nest of arrays of any framework, numpy's or torch's tensors, and of
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,9 @@ class Odd(NamedTuple):
     def about(self) -> str:
         """What is said about the rows, after their names."""
         place = f" at {list(self.at)}" if self.at else ""
-        return f"whose input holds {self.value}{place}" + ("" if self.key in FIRST else f" of {self.key}")
+        # A place is no name: "1e4 of 0.0.1" would be read as a number.
+        what = "of" if re.search("[^0-9.]", self.key) else "in part"
+        return f"whose input holds {self.value}{place}" + ("" if self.key in FIRST else f" {what} {self.key}")
 
 
 def num_rows(batch: Any) -> int:

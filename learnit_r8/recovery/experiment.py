@@ -110,6 +110,8 @@ NUM_REFERENCES, MOST_REFERENCES = (
 """Witnesses that must be fine before the present weights count as healthy, as one batch may miss the damage; and how
 many are drawn where some are fine and others are not."""
 
+NEWEST = 2
+"""Witnesses, the newest ones, that are enough where both are worse with weights that changed at once."""
 
 NOT_THE_WEIGHTS = (
     "no state has finite losses: the data are to blame, or something that R8 was not given, such as a second network "
@@ -619,7 +621,9 @@ def _rise_of_present(case: Case) -> Generator[Backup, float, float]:
         rises.append(max(loss - case.record(backup), -limits[-1]))
         # Where some of them are fine and others are not, more of them tell.
         is_clear = sum(rises) > sum(limits) or all(map(operator.le, rises, limits))
-        if len(rises) >= count and (is_clear or len(rises) == MOST_REFERENCES):
+        # Of weights that were fine until they changed, the newest ones tell: older ones are lower by what was learned.
+        is_worse = case.alarm is Alarm.CHANGED and len(rises) == NEWEST and all(map(operator.gt, rises, limits))
+        if is_worse or (len(rises) >= count and (is_clear or len(rises) == MOST_REFERENCES)):
             break
     if not rises:
         return 0.0 if any(map(math.isfinite, case.of_present.values())) else math.inf

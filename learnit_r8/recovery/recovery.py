@@ -561,7 +561,7 @@ class RecoveryController:
         damage = self.live.look() if can_restore else ""
         has_jumped = bool(damage) and damage == self._persistence.backup_timer.changed
         alarm, state = Alarm.UNPROVEN if since else Alarm.CHANGED if has_jumped else Alarm.MOVED, None
-        if can_restore and (progress.is_high or (since and has_jumped)):
+        if can_restore and (progress.is_high or (since and (has_jumped or self.state.is_unseen))):
             state = self.witnesses.best(progress.start) if since else self._before_move(is_sure=has_jumped)
         # Else batches of one's own may have changed: those of R8 come in no order.
         can_look = can_probe and bool(self._sentry.tests_progress or since or state)

@@ -58,6 +58,9 @@ WITHHELD = (
 LOOPING, LOOP_STEPS = 3, 100
 """So many experiments that found healthy weights within so many steps: the loss alarms without them."""
 
+MOST_UNSEEN = 2
+"""Updates since a restore that show in no loss, or in one alone."""
+
 SOON = 16
 """If trouble comes back within this many updates, trying states one by one costs little."""
 
@@ -604,7 +607,10 @@ class IncidentLog(SavedFields):
 
     def summary(self, *, is_over: bool) -> list[str]:
         """A line for each kind of incident; ``is_over``: whether the run has ended."""
-        lines = [f"{kind}: {count:,}, the last at {text}" for kind, (count, text) in self.kinds.items()]
+        lines = [
+            f"{kind}: {f'{count:,} incidents, the last' if count > 1 else 'one incident,'} at {text}"
+            for kind, (count, text) in self.kinds.items()
+        ]
         incident = self.current
         if incident is not None and (incident.num_refused or incident.num_restored):
             said = incident.conclusion_at_end if is_over else f"under way since step {incident.step:,}"
@@ -656,6 +662,11 @@ class RecoveryState(SavedFields):
     looked_last_at: int = -1
     num_equal: int = 0
     watched_until: int = 0
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether hardly a loss shows what the updates since a restore have done, whose rates are the user's own."""
+        return self.limit.is_share and self.lineage.since_restore <= MOST_UNSEEN
 
     @property
     def watches_steps(self) -> bool:

@@ -697,6 +697,20 @@ def test_last_batches_tell_nothing_of_weights_that_changed_at_once():
     assert (found.verdict, found.backup.updates) == ("restored", 150)
 
 
+def test_the_newest_batches_tell_of_weights_that_changed_at_once():
+    """What has been learned since makes older ones lower even so."""
+    case, lab = case_of(backups(6), Alarm.CHANGED, is_sudden=False), FakeLab()
+
+    def answer(backup):
+        if lab.current is not None:
+            return backup.record
+        return backup.record + case.tolerance(backup) * (1.5 if backup.updates >= 200 else -5.0)
+
+    found = drive(investigate(case, lab), answer)
+
+    assert (found.verdict, found.backup.updates) == ("restored", 250)
+
+
 def test_a_last_batch_from_before_the_rise_tells_nothing():
     """The loss is no higher than usual, and the same with the state: it was trained on right after that."""
     known = backups(4)

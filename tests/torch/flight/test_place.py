@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import events
-from learnit_r8.bridge.batch_rows import halve, num_rows, some_rows
+from learnit_r8.bridge.batch_rows import halve, not_finite, num_rows, some_rows
 from learnit_r8.recovery.cause import Refusal
 from learnit_r8.sources.random_generators import hold_random_state
 from learnit_r8.testing import record_events
@@ -221,6 +221,14 @@ class Rows(TensorDataset):
 
     def __getitem__(self, index):
         return dict(zip(("x", "y", "weight"), super().__getitem__(index), strict=True))
+
+
+@pytest.mark.parametrize(("make", "said"), [(tuple, " in part 1.0"), (lambda parts: {"mask": parts[1]}, " of mask.0")])
+def test_a_part_without_a_name_is_not_read_as_a_number(make, said):
+    """ "1 of 1.0" would be."""
+    [odd] = not_finite(make([torch.zeros(3, 2), (torch.tensor([1.0, math.nan, 1.0]),)]))
+
+    assert (odd.rows, odd.about) == ((1,), f"whose input holds NaN{said}")
 
 
 @pytest.mark.parametrize(

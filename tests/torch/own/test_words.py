@@ -62,7 +62,7 @@ def test_first_refused_batch_is_said_once():
     assert said[0].startswith("a loss was refused at step 70 (not finite): nothing is learned from it. It began at")
     assert "whose input holds NaN" in said[0]
     assert summary[1].startswith("losses refused: 2;")
-    assert summary[2].startswith("  not finite: 2, the last at step 90: the refused batch was to blame")
+    assert summary[2].startswith("  not finite: 2 incidents, the last at step 90: the refused batch was to blame")
     assert not any("transient fault" in each for each in (*said, *summary))
 
 
@@ -73,7 +73,7 @@ def test_healed_weights_are_said_once():
     assert len(said) == 1
     assert said[0].startswith("losses or weights were not finite at step 7")
     assert "0.weight had numbers that are not finite, and came from the backup of step 6" in said[0]
-    assert summary[2].startswith("  weights not finite: 2, the last at step 119: ")
+    assert summary[2].startswith("  weights not finite: 2 incidents, the last at step 119: ")
     assert all(each.isfinite().all() for each in model.parameters())
 
 
@@ -95,7 +95,7 @@ def test_plain_lines_and_warning_do_not_say_it_twice(capsys):
     assert said == []
     assert printed.count("loss nan refused") == 1
     assert printed.count("numbers that are not finite") == 1
-    assert len([line for line in summary if line.startswith(("  not finite: 1", "  weights not finite: 1"))]) == 2
+    assert len([line for line in summary if line.startswith(("  not finite: one", "  weights not finite: one"))]) == 2
 
 
 def test_summary_counts_over_a_resume(tmp_path):
@@ -105,7 +105,7 @@ def test_summary_counts_over_a_resume(tmp_path):
     said, summary, _ = said_of(bad_input=(10,), steps=200, **given)
 
     assert len([line for line in said if "was refused at step 1" in line]) == 1
-    assert [line for line in summary if line.startswith("  not finite: 2, the last at step 1")]
+    assert [line for line in summary if line.startswith("  not finite: 2 incidents, the last at step 1")]
 
 
 @pytest.mark.parametrize("fault", [{"bad_input": (30, 32)}, {"bad_weights": (30,), "backup_every": 1}])
@@ -330,7 +330,7 @@ def test_an_incident_that_lasts_has_its_first_and_its_last_step():
     r8, _, _ = train_parts([13, 25], "bacd", epochs=12)
 
     [line] = [line for line in r8.summary().splitlines() if "b had numbers that are not finite" in line]
-    assert line.startswith("  not finite: 1, the last at steps 14 to 26: b had numbers")
+    assert line.startswith("  not finite: one incident, at steps 14 to 26: b had numbers")
 
 
 def test_no_other_guard_is_advised_where_none_would_help():
