@@ -104,12 +104,14 @@ def far_off(batch: Any, good: Any = None) -> list[Odd]:
             continue
         sizes = np.abs(each.astype(np.float64))
         if usual is None:
-            most = float(np.median(sizes.reshape(len(each), -1).max(1)))
+            rows_most = sizes.reshape(len(each), -1).max(1)
+            # Most rows of a label may be 0.
+            most = float(np.median(rows_most[rows_most > 0])) if rows_most.any() else 0.0
         elif key in usual and usual[key].size:
             most = float(np.abs(usual[key].astype(np.float64)).max())
         else:
             continue
-        bad = sizes > (FAR * max(most, 1e-6) if math.isfinite(most) else math.inf)
+        bad = sizes > (FAR * max(most or 1.0, 1e-6) if math.isfinite(most) else math.inf)
         rows = rows_of(bad)
         if rows and (usual is not None or len(rows) <= len(each) // 2):
             at = np.argwhere(bad)[0].tolist()

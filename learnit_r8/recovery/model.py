@@ -163,13 +163,20 @@ class LiveModel:
             found = "" if get is None else self.persistence.backup_timer.damage_in(sums_of(get()))
         return self.persistence.agreement.agree(found) if is_shared else found
 
-    def look(self) -> str:
-        """As `damage`, of which listeners are told, and ruined running statistics and changed weights count."""
-        timer, get, sums = self.persistence.backup_timer, self.persistence.callbacks.state, None
+    def look(self, *, num_high: int = 0) -> str:
+        """As `damage`, of which listeners are told, and ruined running statistics and changed weights count.
+
+        Args:
+            num_high: As for `BackupTimer.moved_in`, as a run ends; 0 where how far weights have moved does not count.
+        """
+        timer, get, state, sums = self.persistence.backup_timer, self.persistence.callbacks.state, None, None
         # The next backup raises the callback's error.
         with contextlib.suppress(Exception):
-            sums = None if get is None else sums_of(get())
-        return timer.told(self.persistence.agreement.agree("")) if sums is None else timer.look(sums)
+            state = None if get is None else get()
+            sums = None if state is None else sums_of(state)
+        if sums is None:
+            return timer.told(self.persistence.agreement.agree(""))
+        return timer.look(sums) or (timer.moved_in(state, num_high) if num_high else "")
 
     def put_part(self, array: str) -> bool:
         """Put back running statistics, or a single weight, if that is what a look has found in an array."""
@@ -308,7 +315,7 @@ class LiveModel:
         updates, _, self.jump = self.persistence.agreement.agree(found).partition(" ")
         return int(updates) if updates else None
 
-    def before_move(self, updates: int, *, is_sure: bool = False) -> Backup | None:
+    def before_move(self, updates: int, is_sure: bool = False) -> Backup | None:
         """The newest backup of at most so many updates, if weights have moved far since, see `moved_in`; else None, as
         with several processes.
 

@@ -115,7 +115,7 @@ class BackupTimer:
         peaks: The largest number in each array of weights at the last look.
         stray: What `stray_in` has found.
         singles: The arrays in which a single weight was put back.
-        changed: What `_changed_in` or `_moved_in` has found, until it is tested.
+        changed: What `_changed_in` or `moved_in` has found, until it is tested.
         has_grown: Whether that is the first of many matrices that have grown by little.
         has_moved: Whether that has moved far while losses were high: healthy weights may, so it is tested first.
         num_high: How many these losses were, if they had risen at once; see `Persistence.look_at_weights`.
@@ -222,7 +222,7 @@ class BackupTimer:
         is_asked, self.is_look_due, found = self.is_look_due and not is_first, False, ""
         if is_asked or not (is_first or is_now):
             state = get()
-            found = self.look(tree.sums_of(state)) or (self._moved_in(state) if is_asked else "")
+            found = self.look(tree.sums_of(state)) or (self.moved_in(state, self.num_high) if is_asked else "")
             self.num_high = 0
         if found or not (is_first or is_now):
             return found
@@ -389,14 +389,19 @@ class BackupTimer:
         self.changed = key
         return key
 
-    def _moved_in(self, state: Any) -> str:
-        """The name of weights that have moved far while losses were high for a few steps; "" if there are none."""
+    def moved_in(self, state: Any, num_high: int) -> str:
+        """The name of weights that have moved far while losses were high for a few steps; "" if there are none.
+
+        Args:
+            state: The present state.
+            num_high: Losses since one that has risen at once; 0 for losses that rise from step to step.
+        """
         step = self._announcer.where()[0]
         if step < MOVED_FROM or self._agreement.ranks is not None:
             return ""
-        last = step - max(self.num_high + 1, SINCE_LOOK)
+        last = step - max(num_high + 1, SINCE_LOOK)
         known = [each for each in self.backup.backups if each.state is not None and each.step <= last]
-        times, at = (FARTHER_AT_ONCE, step) if self.num_high else (FARTHER, None)
+        times, at = (FARTHER_AT_ONCE, step) if num_high else (FARTHER, None)
         self.changed = moved_in(known, state, self.is_weight, times=times, step=at)
         self.has_moved = bool(self.changed)
         return self.changed

@@ -62,10 +62,10 @@ STANDSTILL, LEAST_GAIN = 64, 0.03
 """Updates since the rate was highest from which the least progress is expected, and that as a share of the loss of the
 untrained model."""
 
-MOST_LOST, CLEARLY = 0.7, 6.25
+MOST_LOST, CLEARLY, PERHAPS = 0.7, 6.25, 3.0
 """Share of the progress since the untrained model that is lost where losses have fallen back, or `LOST` where they are
 three times as clearly above from one step to the next; and five standard errors of a median, in spreads of the losses
-over the root of their number."""
+over the root of their number, or half as much."""
 
 LAST_LOST = 0.2
 """Share of that progress which the level of the losses may have lost as a run ends: no later loss will tell more."""
@@ -77,7 +77,7 @@ BEFORE_RISE, SINCE_LOOK = 24, 5
 """Losses that are compared to see a rise, and the most of them that may have come since the last look at losses."""
 
 ALONE = 30.0
-"""Times the highest of the last `FIRST` losses from which a single one that is above the untrained model's is told of.
+"""Times the highest of the last `FIRST` losses from which a single one that is back at the first losses is told of.
 Where losses have fallen far, the guard, which asks how much of the progress is lost, lets it pass."""
 
 APART = 8
@@ -209,6 +209,15 @@ class Progress(SavedFields):
         """Whether the last loss is far above those before it."""
         return bool(self.recent) and _is_far_above(self.recent[-1], list(self.recent)[-FIRST - 1 : -1])
 
+    @property
+    def is_back_alone(self) -> bool:
+        """Whether the last loss is far above those before it, and back at the level of the first ones."""
+        recent = self.recent
+        if len(recent) < 2 or not recent[-1] > ALONE * recent[-2]:
+            # As nearly always.
+            return False
+        return self.stands_alone and recent[-1] >= np.fmin(self.untrained, median_of(self.first[:FIRST] or [math.nan]))
+
     def would_stand_alone(self, loss: float) -> bool:
         """Whether a loss is far above the last ones."""
         return _is_far_above(loss, list(self.recent)[-FIRST:])
@@ -281,6 +290,23 @@ class Progress(SavedFields):
         losses = [*self.reported]
         counts = range(min(LOOK_EVERY, len(losses) - LOOK_EVERY), 0, -1)
         return next((n for n in counts if min(losses[-n:]) > max(losses[-n - LOOK_EVERY : -n])), 0)
+
+    @property
+    def num_perhaps_high(self) -> int:
+        """How many of the last losses are above the usual ones, though perhaps by chance: enough as a run ends where
+        weights have moved far, too. 0 for less than two.
+        """
+        if self.num_high > 1:
+            return self.num_high
+        counts = range(2, LOOK_EVERY + 1)
+        clear = [
+            (last - usual) / chance for _, last, usual, chance in filter(None, map(self._last_against_usual, counts))
+        ]
+        most = max(clear, default=0.0)
+        if most > PERHAPS / CLEARLY:
+            # One or two more may be of damaged weights, too.
+            return counts[clear.index(most)] + 2
+        return max(1, self.num_high) if self.is_high else 0
 
     @property
     def is_flat(self) -> bool:

@@ -149,6 +149,11 @@ class RateLimit(SavedFields):
             self.hits += 1
 
     @property
+    def has_failed(self) -> bool:
+        """Whether a rate has damaged weights, or may have: the rate is held down."""
+        return self.is_on or self.was_lowered
+
+    @property
     def was_lowered(self) -> bool:
         """Whether a ceiling was ever set since the last `forget`."""
         return self.failed < math.inf

@@ -234,7 +234,7 @@ class RecoveryController:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
             batch = Backup(self.live.step, lineage.updates, recent=(*recent,)[:-1], witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch, self._incidents.num_probes) or state.is_look_due
-        elif tells and self._sentry.watches_level and progress.stands_alone:
+        elif len(ticket.indices) >= LEAST_SAMPLES and self._sentry.watches_level and progress.is_back_alone:
             self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0], loss))
         if self.is_early and (state.is_look_due or state.early.changes or state.early.is_compared):
             # Only a look asks for the batch.
@@ -279,7 +279,7 @@ class RecoveryController:
             if min(latest) > usual or (high > most and high > 2 * most - median_of(earlier)):
                 # A backup of weights under suspicion would take the place of another one. Losses at too high a rate
                 # rise from step to step; one is known if it has damaged weights before.
-                is_jump = latest[0] > min(latest) and not (self.limit.is_on or self.limit.failed < math.inf)
+                is_jump = latest[0] > min(latest) and not self.limit.has_failed
                 num_high = max(progress.num_high, SINCE_LOOK) if is_jump else 0
                 self._persistence.look_at_weights(backs_up=False, num_high=num_high)
         if state.num_equal >= EQUAL_LOSSES - 1:
@@ -558,10 +558,10 @@ class RecoveryController:
         self.state.looked_last_at = step
         can_probe = can_restore and ((may_probe and self.experiment.can_probe) or callbacks.repeat is not None)
         since = self.lineage.since_restore if self.lineage.is_on_trial else 0
-        damage = self.live.look() if can_restore else ""
+        damage = self.live.look(num_high=self.state.num_high_last) if can_restore else ""
         has_jumped = bool(damage) and damage == self._persistence.backup_timer.changed
         alarm, state = Alarm.UNPROVEN if since else Alarm.CHANGED if has_jumped else Alarm.MOVED, None
-        if can_restore and (progress.is_high or (since and (has_jumped or self.state.is_unseen))):
+        if can_restore and self.state.ends_in_doubt(has_jumped=has_jumped):
             state = self.witnesses.best(progress.start) if since else self._before_move(is_sure=has_jumped)
         # Else batches of one's own may have changed: those of R8 come in no order.
         can_look = can_probe and bool(self._sentry.tests_progress or since or state)
@@ -581,7 +581,7 @@ class RecoveryController:
 
     def _before_move(self, *, is_sure: bool = False) -> Backup | None:
         """The state before the last losses were high, if they mean something and weights have moved far since."""
-        return self.live.before_move(self.lineage.before_high, is_sure=is_sure) if self._sentry.reads_losses else None
+        return self.live.before_move(self.lineage.before_high(is_sure), is_sure) if self._sentry.reads_losses else None
 
     # Experiments.
 

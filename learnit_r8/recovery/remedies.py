@@ -91,8 +91,8 @@ STANDS_STILL = (
 )
 
 ALONE_TEXT = (
-    "step {:,}: the loss ({:.4g}) is more than 30 times as high as each of the eight before it, and above that of the "
-    "untrained model. Nothing was refused, as that may be a hard batch: if it was a bad one, the optimizer's averages "
+    "step {:,}: the loss ({:.4g}) is more than 30 times as high as each of the eight before it, and back at that of "
+    "the first steps. Nothing was refused, as that may be a hard batch: if it was a bad one, the optimizer's averages "
     "hold its gradient, and restore_backup() goes back."
 )
 

@@ -304,10 +304,9 @@ class Lineage(SavedFields):
         """Updates since a state was put back."""
         return self.updates - self.since
 
-    @property
-    def before_high(self) -> int:
-        """Updates before the last losses that are high."""
-        return self.updates - self.progress.num_high
+    def before_high(self, is_sure: bool) -> int:
+        """Updates before the last losses that are high; or may be, where something else is a sure sign of damage."""
+        return self.updates - (self.progress.num_perhaps_high if is_sure else self.progress.num_high)
 
     @property
     def is_on_trial(self) -> bool:
@@ -663,10 +662,28 @@ class RecoveryState(SavedFields):
     num_equal: int = 0
     watched_until: int = 0
 
+    def ends_in_doubt(self, *, has_jumped: bool) -> bool:
+        """Whether the weights of a run that ends may be damaged.
+
+        Losses are high, or may be where weights have changed at once; or a restore is on trial, and weights have
+        changed, or hardly a loss shows what rates of the user's own have done since.
+
+        Args:
+            has_jumped: Whether weights have changed at once.
+        """
+        lineage, progress = self.lineage, self.lineage.progress
+        if progress.is_high or (has_jumped and progress.num_perhaps_high):
+            return True
+        is_unseen = self.limit.is_share and lineage.since_restore <= MOST_UNSEEN
+        return lineage.is_on_trial and lineage.since_restore > 0 and (has_jumped or is_unseen)
+
     @property
-    def is_unseen(self) -> bool:
-        """Whether hardly a loss shows what the updates since a restore have done, whose rates are the user's own."""
-        return self.limit.is_share and self.lineage.since_restore <= MOST_UNSEEN
+    def num_high_last(self) -> int:
+        """How many of the last losses may be due to weights that have moved far as a run ends; 0 where none is high,
+        the rate may be to blame, as it was before, or rates are R8's, whose batches are drawn again.
+        """
+        may_count = self.limit.is_share and not self.limit.has_failed
+        return self.lineage.progress.num_perhaps_high if may_count else 0
 
     @property
     def watches_steps(self) -> bool:

@@ -16,6 +16,7 @@ import functools
 import importlib.util
 import math
 import operator
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -425,8 +426,8 @@ class Grown(NamedTuple):
     before: float
 
 
-STATISTICS = "mean", "var", "state_index"
-"""In the names of running statistics."""
+STATISTIC = re.compile(r"(running|moving)_(mean|var)|\bbatch_stats\.|(^|[./])(mean|var)(\.value)?$|state_index")
+"""Names of running statistics. A layer may be called `logvar` or `z_mean`."""
 
 
 def weights_in(sums: Iterable[Sum], is_weight: Callable[[str], object]) -> dict[str, Any]:
@@ -440,7 +441,7 @@ def weights_in(sums: Iterable[Sum], is_weight: Callable[[str], object]) -> dict[
         # Variables of TensorFlow have no methods.
         key: array if hasattr(array, "max") else np.asarray(array)
         for key, leaf, array, _ in sums
-        if hasattr(leaf, "shape") and not any(each in key for each in STATISTICS) and is_weight(key)
+        if hasattr(leaf, "shape") and not STATISTIC.search(key) and is_weight(key)
         if math.prod(array.shape)
     }
 

@@ -9,7 +9,7 @@ import pytest
 from learnit_r8 import events
 from learnit_r8.recovery.backups import Backup, moved_in
 from learnit_r8.recovery.model import LiveModel
-from learnit_r8.state.tree import sums_of
+from learnit_r8.state.tree import sums_of, weights_in
 from learnit_r8.testing import record_events
 from tests.drive import NAN, Weights, advance_to, make
 
@@ -282,3 +282,14 @@ def test_what_is_taken_for_a_stray_write(key, shape, changes, trained, is_stray)
     for place, value in changes.items():
         changed.flat[place] = value
     assert timer.stray_in(sums_of(state(changed))) == (key if is_stray else "")
+
+
+@pytest.mark.parametrize("name", ["model.logvar.weight", "z_mean/kernel", "params.variance_head.kernel", "model.mean"])
+def test_a_layer_may_be_named_after_a_statistic(name):
+    """Its weights are watched: those of an autoencoder's `z_log_var` as others."""
+    statistics = [
+        "model.norm.running_mean", "norm/moving_variance", "batch_stats.norm.mean", "norm.var.value", "state_index.1",
+    ]  # fmt: skip
+    state = dict.fromkeys([name, *statistics], np.ones((4, 4)))
+
+    assert [*weights_in(sums_of(state), lambda key: True)] == [name] * (name != "model.mean")

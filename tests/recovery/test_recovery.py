@@ -682,9 +682,11 @@ def test_an_early_batch_far_above_all_others_is_said(loss, is_said):
 @pytest.mark.filterwarnings("ignore:step .* is more than 30 times as high")
 @pytest.mark.parametrize("at", [50, 150])
 @pytest.mark.parametrize(
-    ("size", "loss", "is_said"), [(32, 24.0, True), (2, 24.0, False), (32, 12.0, False)], ids=["far", "few", "below"]
+    ("size", "loss", "least", "is_said"),
+    [(32, 24.0, 0.01, True), (2, 24.0, 0.01, False), (32, 12.0, 0.01, True), (32, 2.0, 1e-3, False)],
+    ids=["far", "few", "as the first ones", "below them"],
 )
-def test_a_loss_far_above_the_last_ones_and_the_untrained_model_is_said(at, size, loss, is_said):
+def test_a_loss_far_above_the_last_ones_and_back_at_the_first_is_said(at, size, loss, least, is_said):
     """Losses have fallen to a hundredth: it is no multiple of the progress, but its step would spoil Adam's moments."""
     net, told = {"w": np.ones(2)}, record_events()
     r8 = R8Scheduler(
@@ -693,7 +695,7 @@ def test_a_loss_far_above_the_last_ones_and_the_untrained_model_is_said(at, size
     )  # fmt: skip
     for _ in r8.epoch_iterator():
         for number, _ in enumerate(r8.batches([np.zeros((size, 2))] * 200)):
-            usual = 16 * max(0.01, 0.9**number) * (1 + 0.05 * (number % 3))
+            usual = 16 * max(least, 0.9**number) * (1 + 0.05 * (number % 3))
             r8.update_with_loss(loss if number == at else usual)
     r8.close()
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import events
-from learnit_r8.bridge.batch_rows import halve, not_finite, num_rows, some_rows
+from learnit_r8.bridge.batch_rows import far_off, halve, not_finite, num_rows, some_rows
 from learnit_r8.recovery.cause import Refusal
 from learnit_r8.sources.random_generators import hold_random_state
 from learnit_r8.testing import record_events
@@ -229,6 +229,18 @@ def test_a_part_without_a_name_is_not_read_as_a_number(make, said):
     [odd] = not_finite(make([torch.zeros(3, 2), (torch.tensor([1.0, math.nan, 1.0]),)]))
 
     assert (odd.rows, odd.about) == ((1,), f"whose input holds NaN{said}")
+
+
+@pytest.mark.parametrize("good", [None, torch.zeros(8, 2)], ids=["no good batch", "good batch"])
+def test_a_label_that_most_rows_do_not_have_is_not_far_off(good):
+    """Its 1 is beyond any multiple of 0; a value that is far beyond 1 is found."""
+    labels = torch.zeros(8, 2)
+    labels[:3, 1] = 1.0
+    calm = far_off(labels, good)
+    labels[5, 0] = 500.0
+
+    assert calm == []
+    assert [each.rows for each in far_off(labels, good)] == [(5,)]
 
 
 @pytest.mark.parametrize(
