@@ -176,6 +176,14 @@ class Case:
                 return backup
         return None
 
+    def put_newest(self, model: LiveModel, last: float) -> Backup | None:
+        """Put back the newest state of at most so many updates, or a checkpoint since whose loss was usual; None without
+        one. A backup may be taken right after damage, before any loss.
+        """
+        known = [each for each in reversed(self.known) if each.can_be_put]
+        newest = next((each for each in known if each.updates <= last or (each.is_on_disk and each.is_typical)), None)
+        return newest if newest is not None and model.put(newest) else None
+
     @property
     def typical_latest(self) -> list[Backup]:
         """The last batches that are not far worse than all that is usual, where the data may be others by now.
@@ -352,10 +360,9 @@ def investigate(case: Case, model: LiveModel) -> Steps:
     """Make the experiment; see the module."""
     if case.alarm is Alarm.ABOVE and case.is_exact and not case.known[0].updates:
         return (yield from _compare_with_untrained(case, model))
-    if case.alarm is Alarm.CHANGED and (case.is_sudden or model.find_jump() is not None):
+    if case.alarm is Alarm.CHANGED and (last := math.inf if case.is_sudden else model.find_jump()) is not None:
         # Losses have risen with it, or no update makes numbers so large: the end of a run leaves no batches for a test.
-        newest = next((each for each in reversed(case.known) if each.can_be_put), None)
-        if newest is not None and model.put(newest):
+        if (newest := case.put_newest(model, last)) is not None:
             return Finding("restored", "the weights were damaged", newest)
     is_whole = False if case.is_again else model.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.

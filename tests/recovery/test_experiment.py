@@ -711,6 +711,15 @@ def test_the_newest_batches_tell_of_weights_that_changed_at_once():
     assert (found.verdict, found.backup.updates) == ("restored", 250)
 
 
+@pytest.mark.parametrize(("jumped_from", "updates"), [(100, 100), (150, 150)])
+def test_a_backup_since_weights_have_jumped_is_not_the_one_to_go_on_from(jumped_from, updates):
+    """It may have been taken right after that, before any loss."""
+    case = case_of(backups(4), Alarm.CHANGED, is_sudden=False)
+    found = drive(investigate(case, FakeLab(jumped_from=jumped_from)), lambda backup: 0.0)
+
+    assert (found.verdict, found.backup.updates) == ("restored", updates)
+
+
 def test_a_last_batch_from_before_the_rise_tells_nothing():
     """The loss is no higher than usual, and the same with the state: it was trained on right after that."""
     known = backups(4)
