@@ -545,8 +545,8 @@ def test_running_statistics_that_a_batch_ruins_are_put_back(place):
 
 @pytest.mark.parametrize(("left", "is_healed"), [(5, False), (8, True)])
 def test_running_statistics_of_a_weight_that_has_grown_are_left_alone(left, is_healed):
-    """They are right for it, and those of the weight before would ruin a model that the norm keeps whole. It is put back
-    as a whole alone, where losses are perhaps high as the run ends.
+    """They are right for it, and those of the weight before would ruin a model that the norm keeps whole. It is put
+    back as a whole alone, where losses are perhaps high as the run ends.
     """
     validation, (x, y), batches = {}, clouds(), batches_of(*clouds())
     for has_r8 in (False, True):
