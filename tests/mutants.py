@@ -266,7 +266,7 @@ MUTANTS = [Mutant(*each) for each in (
      "torch/own/test_healing.py -k last_steps", "a rate that is too high again in the last steps ruins the model"),
     ("recovery/recovery.py", "look(num_high=self.state.num_high_last)", "look()",
      "torch/own/test_healing.py -k hardly_high", "noise in the last steps is kept where losses are noisy"),
-    ("recovery/progress.py", "recent[-1] >= np.fmin(self.untrained,", "recent[-1] >= np.fmin(-math.inf,",
+    ("recovery/progress.py", "first = np.fmin(self.untrained,", "first = np.fmin(-math.inf,",
      "recovery/test_recovery.py -k back_at_the_first", "each hard batch of a network that has learned all is told of"),
     ("bridge/batch_rows.py", "max(most or 1.0, 1e-6)", "max(most, 1e-6)", "torch/flight/test_place.py -k most_rows",
      "a label that the good batch did not have is said to be far out of range"),

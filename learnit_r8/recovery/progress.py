@@ -212,11 +212,8 @@ class Progress(SavedFields):
     @property
     def is_back_alone(self) -> bool:
         """Whether the last loss is far above those before it, and back at the level of the first ones."""
-        recent = self.recent
-        if len(recent) < 2 or not recent[-1] > ALONE * recent[-2]:
-            # As nearly always.
-            return False
-        return self.stands_alone and recent[-1] >= np.fmin(self.untrained, median_of(self.first[:FIRST] or [math.nan]))
+        first = np.fmin(self.untrained, median_of(self.first[:FIRST] or [math.nan]))
+        return self.stands_alone and bool(self.recent[-1] >= first)
 
     def would_stand_alone(self, loss: float) -> bool:
         """Whether a loss is far above the last ones."""

@@ -32,7 +32,7 @@ from .early import FAR, FirstSteps, far_from
 from .experiment import Alarm, Case, ExperimentRun, Finding, Steps, draw_with_earlier, investigate
 from .model import LiveModel, Witnesses
 from .policy import NOTHING_TO_RESTORE, Recovery, TrainingDiverged
-from .progress import BEFORE_RISE, EARLY_UPDATES, FIRST, LEVEL, LOOK_EVERY, LOST, SINCE_LOOK, START_UPDATES
+from .progress import ALONE, BEFORE_RISE, EARLY_UPDATES, FIRST, LEVEL, LOOK_EVERY, LOST, SINCE_LOOK, START_UPDATES
 from .quarantine import NAMED, Quarantine, accused_of
 from .rate_limit import NormLimit, RateLimit
 from .record import CauseSearch, FlightRecorder
@@ -229,12 +229,12 @@ class RecoveryController:
                     self._announcer.note_once("standstill", STANDS_STILL.format(lineage.updates, since, peak))
                 self._fell_back = is_due and self._may_fall and progress.has_fallen_back(lineage.updates)
                 state.is_look_due = state.is_look_due or self._fell_back
-        tells = loss > progress.untrained and len(ticket.indices) >= LEAST_SAMPLES
-        if tells and self.watches_explosions and progress.has_exploded:
+        tells = self._sentry.watches_level and len(ticket.indices) >= LEAST_SAMPLES
+        if tells and loss > progress.untrained and self.watches_explosions and progress.has_exploded:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
             batch = Backup(self.live.step, lineage.updates, recent=(*recent,)[:-1], witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch, self._incidents.num_probes) or state.is_look_due
-        elif len(ticket.indices) >= LEAST_SAMPLES and self._sentry.watches_level and progress.is_back_alone:
+        elif tells and loss > ALONE * recent[-min(2, len(recent))] and progress.is_back_alone:
             self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0], loss))
         if self.is_early and (state.is_look_due or state.early.changes or state.early.is_compared):
             # Only a look asks for the batch.
