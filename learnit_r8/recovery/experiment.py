@@ -176,16 +176,15 @@ class Case:
                 return backup
         return None
 
-    def put_newest(self, model: LiveModel, last: float | None) -> Backup | None:
-        """Put back the newest state of at most so many updates, or a checkpoint since whose loss was usual.
+    def newest_before(self, last: float | None) -> Backup | None:
+        """The newest state of at most so many updates, or a checkpoint since whose loss was usual.
 
         A backup may be taken right after damage, before any loss. None without one, or where it is not known when.
         """
         if last is None:
             return None
         known = (each for each in reversed(self.known) if each.can_be_put)
-        newest = next((each for each in known if each.updates <= last or (each.is_on_disk and each.is_typical)), None)
-        return newest if newest is not None and model.put(newest) else None
+        return next((each for each in known if each.updates <= last or (each.is_on_disk and each.is_typical)), None)
 
     @property
     def typical_latest(self) -> list[Backup]:
@@ -365,8 +364,8 @@ def investigate(case: Case, model: LiveModel) -> Steps:
         return (yield from _compare_with_untrained(case, model))
     if case.alarm is Alarm.CHANGED:
         # Losses have risen with it, or no update makes numbers so large: the end of a run leaves no batches for a test.
-        newest = case.put_newest(model, math.inf if case.is_sudden else model.find_jump())
-        if newest is not None:
+        newest = case.newest_before(math.inf if case.is_sudden else model.find_jump())
+        if newest is not None and model.put(newest):
             return Finding("restored", "the weights were damaged", newest)
     is_whole = False if case.is_again else model.mend()
     # Where the state cannot be seen, a loss that is not finite or extremely high restores at once, as the seed says.

@@ -212,8 +212,10 @@ class Progress(SavedFields):
     @property
     def is_back_alone(self) -> bool:
         """Whether the last loss is far above those before it, and back at the level of the first ones."""
+        if not self.stands_alone:
+            return False
         first = np.fmin(self.untrained, median_of(self.first[:FIRST] or [math.nan]))
-        return self.stands_alone and bool(self.recent[-1] >= first)
+        return bool(self.recent[-1] >= first)
 
     def would_stand_alone(self, loss: float) -> bool:
         """Whether a loss is far above the last ones."""
@@ -296,9 +298,9 @@ class Progress(SavedFields):
         if self.num_high > 1:
             return self.num_high
         counts = range(2, LOOK_EVERY + 1)
-        clear = [
-            (last - usual) / chance for _, last, usual, chance in filter(None, map(self._last_against_usual, counts))
-        ]
+        compared = filter(None, map(self._last_against_usual, counts))
+        # Losses that have all become 0 differ by nothing.
+        clear = [(last - usual) / max(chance, 1e-30) for _, last, usual, chance in compared]
         most = max(clear, default=0.0)
         if most > PERHAPS / CLEARLY:
             # One or two more may be of damaged weights, too.

@@ -234,7 +234,7 @@ class RecoveryController:
             item = ticket.chunk.witness_of(ticket.indices) if ticket.chunk.pass_number >= 0 else None
             batch = Backup(self.live.step, lineage.updates, recent=(*recent,)[:-1], witness=[item], losses=[loss])
             state.is_look_due = lineage.explosions.note(batch, self._incidents.num_probes) or state.is_look_due
-        elif tells and loss > ALONE * recent[-min(2, len(recent))] and progress.is_back_alone:
+        elif tells and loss > ALONE * recent[-min(2, len(recent))] >= 0 and progress.is_back_alone:
             self._announcer.warn_once("alone", ALONE_TEXT.format(self._announcer.where()[0], loss))
         if self.is_early and (state.is_look_due or state.early.changes or state.early.is_compared):
             # Only a look asks for the batch.

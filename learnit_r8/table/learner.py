@@ -235,7 +235,7 @@ class LossLearner:
         """Have the "relative" estimator hold differences from the trend for good, as a loss is below 0."""
         self.hand_over()
         storage = self.storage
-        if not storage.is_relative:
+        if not (storage.is_relative and (storage.batch_trend.num_reports or storage.num_seen)):
             storage.are_offsets = True
             return
         trend = storage.batch_trend.value if storage.batch_trend.num_reports else 0.0

@@ -704,6 +704,22 @@ def test_a_loss_far_above_the_last_ones_and_back_at_the_first_is_said(at, size, 
     assert not told.of(events.RolledBack, events.BatchRefused)
 
 
+@pytest.mark.parametrize("last", [0.0, 1e-3])
+def test_a_run_whose_losses_have_become_zero_ends(last):
+    """As those of a hinge do: no difference between them is due to chance."""
+    r8 = R8Scheduler(
+        num_epochs=1, scheduler_mode="keep", state_callback=lambda: {"w": np.ones((8, 8))},
+        load_callback=lambda _: None, handle_signals=False,
+    )  # fmt: skip
+    for _ in r8.epoch_iterator():
+        for number, _ in enumerate(r8.batches([np.zeros((32, 2))] * 120)):
+            r8.update_with_loss(max(0.0, 1 - 0.1 * number) if number < 117 else last)
+    r8.close()
+
+    assert r8.phase == "finished"
+    assert "restored" not in r8.summary()
+
+
 @pytest.mark.parametrize(("size", "is_refused"), [(16, False), (64, True)])
 def test_a_second_batch_of_many_samples_is_left_out_from_fewer_times_on(size, is_refused):
     """Means of many samples vary little: a loss 98 times the only one before is that of a bad batch."""

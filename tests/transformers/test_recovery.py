@@ -175,5 +175,5 @@ def test_a_search_for_a_cause_leaves_what_a_gradient_needs(tmp_path):
     model = common.Model(bad=(11,))
     done = common.train(tmp_path, trainer=Weighted, model=model, r8={"batches": False}, num_train_epochs=2)
 
-    assert "not finite: one" in done.r8.scheduler.summary()
+    assert "not finite: one incident" in done.r8.scheduler.summary()
     assert "inplace" not in done.r8.scheduler.summary()

@@ -225,7 +225,7 @@ class Rows(TensorDataset):
 
 @pytest.mark.parametrize(("make", "said"), [(tuple, " in part 1.0"), (lambda parts: {"mask": parts[1]}, " of mask.0")])
 def test_a_part_without_a_name_is_not_read_as_a_number(make, said):
-    """ "1 of 1.0" would be."""
+    """It would be after "of", as in NaN of 1.0."""
     [odd] = not_finite(make([torch.zeros(3, 2), (torch.tensor([1.0, math.nan, 1.0]),)]))
 
     assert (odd.rows, odd.about) == ((1,), f"whose input holds NaN{said}")

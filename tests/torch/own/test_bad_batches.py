@@ -570,8 +570,8 @@ def test_running_statistics_of_a_weight_that_has_grown_are_left_alone(left, is_h
         assert validation[True] < 0.5 * validation[False]
     else:
         assert validation[True] == validation[False]
-    assert adapter.summary().count("restored to step") == sum("restored to" in str(each.message) for each in caught)
-    assert any("restored to" in str(each.message) for each in caught) == is_healed
+    assert adapter.summary().count("restored to step") == is_healed
+    assert sum("restored to step" in str(each.message) for each in caught) == is_healed
     assert any("numbers in 'model.0.weight' have grown" in str(each.message) for each in caught)
 
 
@@ -740,7 +740,7 @@ def test_a_loss_far_below_zero_is_refused(place):
 
     (_, bare), (_, by_hand), (said, found) = map(train, ("bare", "by hand", "r8"))
     assert "losses refused: 1;" in said
-    assert "spike: one" in said
+    assert "spike: one incident, at step" in said
     assert found < by_hand + 0.1 * (bare - by_hand)
 
 
@@ -770,6 +770,6 @@ def test_updates_are_not_blamed_for_weights_that_are_not_finite():
                     model[2].weight.mul_(10)
             adapter.step(mse_loss(model(inputs), inputs.sum(1, keepdim=True)))
 
-    assert "spike: one" in adapter.scheduler.summary()
+    assert "spike: one incident, at step" in adapter.scheduler.summary()
     assert "losses or weights were not finite: the weights were damaged, restored" in adapter.scheduler.summary()
     assert "clipped" not in adapter.scheduler.summary()

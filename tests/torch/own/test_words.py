@@ -95,7 +95,16 @@ def test_plain_lines_and_warning_do_not_say_it_twice(capsys):
     assert said == []
     assert printed.count("loss nan refused") == 1
     assert printed.count("numbers that are not finite") == 1
-    assert len([line for line in summary if line.startswith(("  not finite: one", "  weights not finite: one"))]) == 2
+    assert (
+        len(
+            [
+                line
+                for line in summary
+                if line.startswith(("  not finite: one incident", "  weights not finite: one incident"))
+            ]
+        )
+        == 2
+    )
 
 
 def test_summary_counts_over_a_resume(tmp_path):
