@@ -43,6 +43,7 @@ MOST_LINES = 1000
 TAIL_LINES = 20
 CONTEXT_LINES = 15
 OPEN_SECONDS = 3.0
+OPEN_POLL = 0.002
 END_SECONDS = 1.0
 UNSTICK_TRIES = 10
 
@@ -95,7 +96,11 @@ class ScreenSession:
             self._capture.start()
         self._thread = threading.Thread(target=self._paint, name="r8-screen", daemon=True)
         self._thread.start()
-        self._painter.has_opened.wait(OPEN_SECONDS)
+        end = time.monotonic() + OPEN_SECONDS
+        # Not by Event.wait(): the exception of a signal that comes as it takes its lock again would leave that free,
+        # and an error about the lock would replace the exception.
+        while not self._painter.has_opened.is_set() and time.monotonic() < end:
+            time.sleep(OPEN_POLL)
         self._hooks.opened()
         if not self.is_on:
             self._hooks.remove()

@@ -26,6 +26,29 @@ def body():
         threading.Thread(target=fail).start()
 """
 
+EARLY = """
+import atexit, os, signal, sys, time, traceback
+from learnit_r8 import R8Scheduler
+from learnit_r8.dashboard.live import ScreenSession
+
+def paint(session, paint=ScreenSession._paint):
+    time.sleep(0.05)
+    os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+    time.sleep(0.05)
+    paint(session)
+
+ScreenSession._paint = paint
+atexit.register(lambda: print("atexit ran"))
+r8 = R8Scheduler(1000, batch_size=10, num_steps=int(sys.argv[1]), use_curses=True, name="matrix", handle_signals=False)
+try:
+    for epoch in r8.epoch_iterator():
+        pass
+except BaseException as error:
+    print([frame.name for frame in traceback.extract_tb(error.__traceback__) if "threading" in frame.filename])
+    raise
+"""
+"""A signal reaches the main thread while it waits for the first frame."""
+
 ENDS = {
     "normal": (NOTHING, BARE, 60, 0, "atexit ran"),
     "exception": (RAISE, BARE, 1000, 1, "Traceback (most recent call last)"),
@@ -68,9 +91,19 @@ def test_ending_signals(frame, number):
         code = terminal.wait_for_end()
 
         check_restored(terminal)
-        assert code in (128 + number, -number)
+        assert code in (128 + number, -number), terminal.after
         assert "atexit ran" in terminal.after
         assert "finally ran" in terminal.after or frame != FINALLY
+
+
+@pytest.mark.parametrize(("name", "codes"), [("SIGHUP", (129, -1)), ("SIGTERM", (143, -15)), ("SIGINT", (130, -2))])
+def test_a_signal_as_the_screen_opens(name, codes):
+    """A signal before the first frame ends the run, and meets no lock of `threading` that its exception could break."""
+    with ended(EARLY, 60, name) as terminal:
+        check_restored(terminal)
+        assert terminal.code in codes
+        assert "[]" in terminal.after
+        assert "atexit ran" in terminal.after
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
