@@ -107,6 +107,11 @@ def _or_ones(weights: NDArray[np.float32] | None, count: int) -> NDArray[np.floa
     return np.ones(count, np.float32) if weights is None else weights
 
 
+USUAL_BATCHES = 0.9
+"""Share of batches, those of the lowest estimates, in which a few samples of huge losses are not: a batch without them
+is expected to have a usual loss, not one far below the mean."""
+
+
 class Draft:
     """Makes chunks of samples that the policy has selected and arranged.
 
@@ -117,7 +122,7 @@ class Draft:
         rng: The policy's generator.
 
     Attributes:
-        typical: Mean estimate of all samples last passed to `select`, for `LossLearner.with_trend`.
+        typical: Mean estimate of the samples last passed to `select`, in usual batches, for `LossLearner.with_trend`.
         pool: float32[P], their estimates; None before.
     """
 
@@ -132,7 +137,7 @@ class Draft:
     def select(self, indices: NDArray[np.int64]) -> Weighted:
         """The samples that the policy selects, and their weights."""
         records = self._storage.records.take(indices)
-        self.typical = self._mean_of(records)
+        self.typical = self._mean_in_usual_batches(records)
         candidates = self._candidates(indices, records)
         self.pool = candidates.loss
         keep, weights = self._policy.select(candidates, self._context, self._rng)
@@ -198,13 +203,19 @@ class Draft:
         records, weights = records[order], None if weights is None else weights[order]
         return Chunk(
             indices.take(order), self._table, sizes=sizes, expected=self._learner.expected(records, sizes, weights),
-            typical=self._mean_of(records) if math.isnan(self.typical) else self.typical,
+            typical=self._mean_in_usual_batches(records) if math.isnan(self.typical) else self.typical,
             pass_number=self._context.pass_number, sweep=sweep, fill=fill, weights=weights,
             planned=Planned(loss if self.pool is None else self.pool, loss, order),
         )  # fmt: skip
 
-    def _mean_of(self, records: NDArray[Any]) -> float:
-        return self._learner.expected(records, np.array([len(records)]))[0]
+    def _mean_in_usual_batches(self, records: NDArray[Any]) -> float:
+        """The mean estimate, without the batches of a few samples that alone lift it above nearly all batches."""
+        [mean] = self._learner.expected(records, np.array([len(records)]))
+        count = max(1, len(records) // self._storage.batch_size)
+        sizes = np.diff(np.linspace(0, len(records), count + 1).astype(int))
+        # Of unseen samples, NaN, last.
+        usual = np.sort(self._learner.expected(records, sizes))[: math.ceil(USUAL_BATCHES * count)]
+        return float(usual.mean()) if mean > usual[-1] else mean
 
     def _arranged(self, candidates: Candidates, batch_size: int) -> NDArray[np.int64]:
         if len(self._storage.group_sizes) >= self._storage.batch_size:

@@ -287,3 +287,31 @@ def test_steadying_batch_shows_that_it_is_easy():
     chunk = r8.host.source.draw_outside(Steady()).chunk
 
     assert chunk.shares_of(0, 40)[0] > 0.9
+
+
+@pytest.mark.parametrize("num_huge", [1, 800])
+def test_a_typical_batch_is_a_usual_one(num_huge):
+    """One sample of a huge loss makes no usual batch a typical one of twice its loss; a fifth of all is in all."""
+    _, plan = build(4000, 40, Balanced())
+    run_pass(plan, 0, losses=lambda indices, _: np.where(indices < num_huge, 5000.0, 1.0 + indices % 10 / 20))
+    plan.start_pass(1, 0.5)
+    chunk = plan.next().chunk
+
+    assert chunk.typical == pytest.approx(np.median(chunk.expected), rel=0.1)
+
+
+def test_a_huge_loss_raises_no_other():
+    """A sample whose loss was huge once makes no later batch without it look too high.
+
+    One in 3,200 lifted the mean of all to twice the loss of usual batches, which were corrected by it, and refused.
+    """
+    rng = np.random.default_rng(1)
+    usual, refused = rng.gamma(2, 0.2, 3200), []
+    r8 = R8Scheduler(3200, batch_size=64, num_epochs=8, seed=1)
+    for epoch in r8.epoch_iterator():
+        for batch, _ in r8.batch_iterator():
+            losses = usual[batch] * (0.3 + 0.7 * np.exp(-r8.global_step / 80)) * rng.gamma(20, 1 / 20, len(batch))
+            outcome = r8.update_with_loss(np.where((batch == 7) & (epoch == 4), 800.0, losses))
+            refused += [] if outcome else [r8.global_step]
+
+    assert refused == []
