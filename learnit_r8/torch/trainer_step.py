@@ -187,12 +187,16 @@ class LastForward:
             return False
 
 
-def no_loss(model: torch.nn.Module, last: torch.Tensor | None) -> torch.Tensor:
+LAST_LOSSES = 3
+"""Losses of which the median stands for one that does not count: that of a state to be undone is the last one alone."""
+
+
+def no_loss(model: torch.nn.Module, *last: torch.Tensor) -> torch.Tensor:
     """A loss without a gradient, for a batch that is not to be learned from.
 
-    It has the value of the ``last`` one that was, as it goes into a mean that is logged. NaN, which it has if there was
-    none, a Trainer replaces by the mean of an update, which is 0 at the first one and too much for a part of one.
+    It has the median of the ``last`` ones that were, as it goes into a mean that is logged. NaN, which it has if there
+    was none, a Trainer replaces by the mean of an update, which is 0 at the first one and too much for a part of one.
     """
-    if last is not None:
-        return last.clone().requires_grad_()
+    if last:
+        return torch.stack(last).median().requires_grad_()
     return torch.full((), math.nan, device=next(model.parameters()).device, requires_grad=True)

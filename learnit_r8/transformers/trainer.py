@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from ..schedules.budget import BUDGETS, batches_of, has_budget
 from ..torch.adapter import Adapter
 from ..torch.attachment import attach
 from ..torch.loader import make_loader
-from ..torch.trainer_step import LastForward, gradients_of, no_loss, note_counts, uncounted
+from ..torch.trainer_step import LAST_LOSSES, LastForward, gradients_of, no_loss, note_counts, uncounted
 from .losses import SampleLosses, compare, document_losses, find_losses
 
 if TYPE_CHECKING:
@@ -310,7 +311,7 @@ class R8Mixin:
         self._r8_noted: torch.Tensor | None = None
         self._r8_ends_itself = False
         self._r8_shifts: bool | None = None
-        self._r8_last_loss: torch.Tensor | None = None
+        self._r8_last_losses = deque[torch.Tensor](maxlen=LAST_LOSSES)
         self._r8_classes: int | None = None
         self._r8_compares = True
         self._r8_resumes: Any = None
@@ -352,7 +353,8 @@ class R8Mixin:
         monitor = head_of(self._r8_settings.get("monitor"))
         if isinstance(monitor, str) and not monitor.startswith("eval_"):
             warn(NOT_EVALUATED.format(monitor))
-        self._r8_adapter = self._r8_shifts = self._r8_classes = self._r8_last_loss = None
+        self._r8_adapter = self._r8_shifts = self._r8_classes = None
+        self._r8_last_losses.clear()
         self._r8_resumes = resume_from_checkpoint
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)  # type: ignore[misc]
 
@@ -535,7 +537,7 @@ class R8Mixin:
         with LastForward(model, lambda: adapter.num_ranks == 1) as step:
             found = own(model, inputs, return_outputs, **more)
         if step.has_raised:
-            loss, found = no_loss(model, None), (None, step.outputs)
+            loss, found = no_loss(model), (None, step.outputs)
         else:
             loss = found[0] if return_outputs else found
         if batches is not None:
@@ -549,10 +551,10 @@ class R8Mixin:
             with adapter.before_gradient():
                 is_learned = self._r8_report()
             if is_learned:
-                self._r8_last_loss = loss.detach()
+                self._r8_last_losses.append(loss.detach())
             else:
                 put_back()
-                loss = no_loss(model, self._r8_last_loss)
+                loss = no_loss(model, *self._r8_last_losses)
                 if is_in_step:
                     self._r8_kept = gradients_of(model.parameters())
         return (loss, found[1]) if return_outputs else loss

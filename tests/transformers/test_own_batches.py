@@ -241,8 +241,11 @@ def test_the_place_of_an_incident_is_found_by_computing_the_loss_again(tmp_path,
 
 @pytest.mark.parametrize("own", [True, False], ids=["own batches", "R8's batches"])
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_refused_batch_counts_in_the_logged_loss_as_the_one_before(tmp_path, own, accumulated):
-    """For NaN the Trainer would log 0, or half of the loss within an accumulated gradient, as a mean of nothing."""
+def test_a_refused_batch_counts_in_the_logged_loss_as_those_before(tmp_path, own, accumulated):
+    """For NaN the Trainer would log 0, or half of the loss within an accumulated gradient, as a mean of nothing.
+
+    It is the median of three, as the last one alone may be that of weights that are undone.
+    """
     trainer = train(
         tmp_path, model=Model(bad=(6,)), r8={"batches": not own, "guard": "finite"}, max_steps=8,
         logging_strategy="steps", logging_steps=1, gradient_accumulation_steps=accumulated,
@@ -253,7 +256,7 @@ def test_a_refused_batch_counts_in_the_logged_loss_as_the_one_before(tmp_path, o
     assert trainer.r8.scheduler.sentry.num_refused == 1
     assert len(logged) == 8
     if accumulated == 1:
-        assert logged[place] == pytest.approx(logged[place - 1])
+        assert logged[place] == pytest.approx(sorted(logged[place - 3 : place])[1])
     assert logged[place] > 0.75 * logged[place - 1]
 
 
