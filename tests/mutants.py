@@ -270,7 +270,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_recovery.py -k become_zero", "a run whose losses have all become 0 ends with an error"),
     ("recovery/progress.py", "first = np.fmin(self.untrained,", "first = np.fmin(-math.inf,",
      "recovery/test_recovery.py -k back_at_the_first", "each hard batch of a network that has learned all is told of"),
-    ("bridge/batch_rows.py", "max(most or 1.0, 1e-6)", "max(most, 1e-6)", "torch/flight/test_place.py -k most_rows",
+    ("state/batch_rows.py", "max(most or 1.0, 1e-6)", "max(most, 1e-6)", "torch/flight/test_place.py -k most_rows",
      "a label that the good batch did not have is said to be far out of range"),
     ("recovery/state.py", "lineage.since_restore <= MOST_UNSEEN", "False",
      "torch/own/test_healing.py -k last_steps", "a last step at a rate still too high, right after a restore, is kept"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..events.incident import HEALTHY, describe_error
 from ..recovery.cause import BACKWARD, BAD_NOW, FORWARD, INPUT, LABEL, LOSS, NOTHING, UNKNOWN, WEIGHT, Finding, Refusal
-from .batch_rows import far_off, halve, not_finite, num_rows, rows_of, some_rows
+from ..state.batch_rows import far_off, halve, not_finite, num_rows, rows_of, some_rows
 
 MAY_BE = "updates that were too large, or a damaged weight (neither was tested)"
 """What may be at fault where a batch is good with older weights, and bad with present ones that are finite."""

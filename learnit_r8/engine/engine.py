@@ -28,7 +28,7 @@ from .. import events
 from ..guard.monitor import MOST_SUSPICION, Memory
 from ..guard.verdict import GOOD, Verdict
 from ..policies.registry import STEADY
-from ..recovery.progress import EARLY_UPDATES
+from ..recovery.progress import EARLY_UPDATES, OF_ODD_DATA
 from ..recovery.state import LOOK_MASK
 from ..sources.chunk import OPEN, OUT_AGAIN, Batch
 from ..sources.ticket import Outcome, Ticket, check_ticket
@@ -361,7 +361,8 @@ class Engine:
                 predicted, is_usual = typical, chunk.sweep >= 0
             found, memory = sentry.judge(reading.mean, predicted, typical, lr, norm, skipped, is_usual)
             is_first = controller.is_early and controller.lineage.updates <= EARLY_UPDATES
-            is_doubtful = is_first or found is Verdict.SPIKE or controller.quarantine.counts
+            is_high = reading.mean > OF_ODD_DATA * (controller.lineage.progress.recent or (math.inf,))[-1]
+            is_doubtful = is_first or is_high or found is Verdict.SPIKE or controller.quarantine.counts
             verdict = self._doubt(ticket, reading.mean, found, is_first) if is_doubtful else found
             memory = sentry.present if verdict is not found else memory
         suspicion = math.nan
@@ -387,6 +388,8 @@ class Engine:
             return Verdict.SPIKE
         if verdict is Verdict.SPIKE and controller.is_of_a_kind(loss, ticket.indices):
             return GOOD
+        if verdict is GOOD and self.sentry.watches_level and controller.is_of_odd_data(loss, ticket):
+            return Verdict.SPIKE
         if verdict is not GOOD or not is_first:
             return verdict
         # In a trainer that counts batches one that is looked into is left out for good.

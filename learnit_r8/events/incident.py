@@ -25,7 +25,7 @@ NOT_FINITE = ("not finite", "gradient")
 """Reasons that a transient fault may have, too."""
 
 BAD_INPUT = ("whose input holds NaN", "whose input holds Inf")
-"""What causes say of rows with such values, see `bridge.batch_rows.Odd.about`."""
+"""What causes say of rows with such values, see `state.batch_rows.Odd.about`."""
 
 RESTORED = "restored to step"
 """What the finding of a restore says."""

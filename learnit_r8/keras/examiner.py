@@ -12,9 +12,9 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from ..bridge.batch_rows import rows_of
 from ..bridge.place_search import PlaceSearch, Shown, Subject, bad_arrays, first_bad
 from ..recovery.cause import Finding, Refusal
+from ..state.batch_rows import rows_of
 from ..state.tree import clone
 from .devices import num_replicas
 from .losses import sample_losses

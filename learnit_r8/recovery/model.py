@@ -18,6 +18,7 @@ from ..events.bus import Announcer
 from ..events.incident import MENDED
 from ..sources.ticket import Ticket
 from ..state import tree
+from ..state.batch_rows import far_off
 from ..state.callbacks import call_load
 from ..state.tree import (
     Grown,
@@ -548,6 +549,13 @@ class Witnesses:
         """The last batches with their losses, if they were kept; their states are not."""
         items = [(ticket.chunk.witness_of(ticket.indices), loss) for ticket, loss in self.last]
         return [Backup(0, 0, witness=[item], losses=[loss]) for item, loss in items if item is not None]
+
+    def are_surpassed_by(self, ticket: Ticket) -> bool:
+        """Whether a batch of the user's own holds numbers far beyond those of the newest one that was kept."""
+        known = [item for backup in self._backup.backups for item in backup.witness if item is not None]
+        found = far_off(ticket.chunk.given, known[-1]) if known else []  # type: ignore[union-attr]
+        # Of whole numbers, the one of a rare class is far beyond others.
+        return any(not each.is_whole for each in found)
 
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""

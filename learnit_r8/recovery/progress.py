@@ -80,6 +80,9 @@ ALONE = 30.0
 """Times the highest of the last `FIRST` losses from which a single one that is back at the first losses is told of.
 Where losses have fallen far, the guard, which asks how much of the progress is lost, lets it pass."""
 
+OF_ODD_DATA = 8.0
+"""The same multiple of a batch that holds numbers far beyond those of another batch, of which nobody else tells."""
+
 APART = 8
 """Losses before an explosion of which none is one."""
 
@@ -102,8 +105,8 @@ WORSE = 4.0
 FAR_FIRST = "the loss of {} ({:.4g}) was {:,.0f} times as high as the highest of {}"
 
 
-def _is_far_above(loss: float, before: list[float]) -> bool:
-    return len(before) == FIRST and loss > ALONE * max(before) > 0
+def _is_far_above(loss: float, before: list[float], times: float = ALONE) -> bool:
+    return len(before) == FIRST and loss > times * max(before) > 0
 
 
 @dataclass(eq=False)
@@ -220,6 +223,10 @@ class Progress(SavedFields):
     def would_stand_alone(self, loss: float) -> bool:
         """Whether a loss is far above the last ones."""
         return _is_far_above(loss, list(self.recent)[-FIRST:])
+
+    def would_stand_out(self, loss: float) -> bool:
+        """Whether a loss is so far above the last ones that its batch is compared with others."""
+        return _is_far_above(loss, list(self.recent)[-FIRST:], OF_ODD_DATA)
 
     @property
     def level(self) -> float:

@@ -148,8 +148,7 @@ class RecoveryController:
     def note_start(self) -> None:
         """Note the random generators as the training on a batch begins; of use for the first one after a backup."""
         backups, witnesses = self._persistence.backup.backups, self.witnesses
-        is_first = witnesses.waiting is not None or (backups and not backups[-1].witness)
-        if is_first and not self.is_open:
+        if not self.is_open and (witnesses.waiting is not None or (backups and not backups[-1].witness)):
             witnesses.note_start()
 
     @property
@@ -170,9 +169,15 @@ class RecoveryController:
     def is_of_a_kind(self, loss: float, samples: NDArray[np.int64]) -> bool:
         """Whether a high loss is learned from, as those of a kind of batches that was refused in vain."""
         progress, step = self.lineage.progress, self._announcer.where()[0]
-        is_known = self._incidents.is_of_a_kind(loss, [*progress.recent], progress.start, step)
-        is_known &= self._sentry.watches_level and not self.experiment.is_open
-        return is_known and not self.quarantine.holds_any(samples)
+        may_be = self._sentry.watches_level and not (self.experiment.is_open or self.quarantine.holds_any(samples))
+        return may_be and self._incidents.is_of_a_kind(loss, [*progress.recent], progress.start, step)
+
+    def is_of_odd_data(self, loss: float, ticket: Ticket) -> bool:
+        """Whether a loss is far above the last ones, and its batch holds numbers far beyond those of others.
+
+        The guard lets one such batch pass where losses have fallen far, and Adam's averages hold its gradient for long.
+        """
+        return self.lineage.progress.would_stand_out(loss) and self.witnesses.are_surpassed_by(ticket)
 
     def is_suspicious(self, loss: float, num_lost: int, num_samples: int) -> bool:
         """Whether one of the first losses is worth a probe, though the guard has accepted it; see `early_suspicion`."""

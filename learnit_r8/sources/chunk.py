@@ -274,6 +274,7 @@ class FollowedChunk:
         is_probe: Whether it is handed out again, to test weights with it.
         is_late, sweep: As of a `Chunk`: true and -1 where it is handed out again, else false and 0, as all others are
             learned in their order.
+        given: What the loader gave, until it is reported; None where that is not known.
         is_extra, states, drawn, reports, predictions, trends, rates: As of a `Chunk`, of one batch.
     """
 
@@ -288,6 +289,7 @@ class FollowedChunk:
     is_late: bool = False
     sweep: int = 0
     is_extra: bool = False
+    given: Any = None
     states: bytearray = field(default_factory=functools.partial(bytearray, 1))
     predictions: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     reports: list[Any] = field(default_factory=functools.partial(list, (0.0,)))
@@ -301,7 +303,7 @@ class FollowedChunk:
 
     def close(self, slot: int) -> None:
         """Close it."""
-        self.states[slot] = CLOSED
+        self.states[slot], self.given = CLOSED, None
 
     def witness_of(self, indices: NDArray[np.int64]) -> Any:
         """What `FollowedBatches.again` takes: the item; None if it is not kept."""

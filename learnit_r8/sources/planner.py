@@ -213,9 +213,9 @@ class Draft:
         [mean] = self._learner.expected(records, np.array([len(records)]))
         count = max(1, len(records) // self._storage.batch_size)
         sizes = np.diff(np.linspace(0, len(records), count + 1).astype(int))
-        # Of unseen samples, NaN, last.
-        usual = np.sort(self._learner.expected(records, sizes))[: math.ceil(USUAL_BATCHES * count)]
-        return float(usual.mean()) if mean > usual[-1] else mean
+        known = sorted(each for each in self._learner.expected(records, sizes) if each == each)
+        usual = known[: math.ceil(USUAL_BATCHES * len(known))]
+        return sum(usual) / len(usual) if usual and mean > usual[-1] else mean
 
     def _arranged(self, candidates: Candidates, batch_size: int) -> NDArray[np.int64]:
         if len(self._storage.group_sizes) >= self._storage.batch_size:

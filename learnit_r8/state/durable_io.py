@@ -29,8 +29,9 @@ _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _SHARED = stat.S_ISVTX | stat.S_IWOTH
 """A folder such as /tmp, in which everybody may make files."""
 
-_held: set[str] = set()
-"""Files that this process has locked; a lock of a process does not exclude its own."""
+_held: dict[str, tuple[int, Callable[[], object]]] = {}
+"""Files that this process has locked, or its parent before a fork: its id, and what releases them. A lock of a process
+does not exclude its own."""
 
 
 class NotOwnFile(OSError, ValueError):
@@ -399,32 +400,44 @@ def lock_until_released(file: Path, content: str = "", *, is_removed: bool = Fal
         OSError: the file cannot be made, or its file system has no locks.
         ImportError: the system has none.
     """
-    if str(file) in _held:
+    name, owner, descriptors = str(file), os.getpid(), list[int]()
+    if name in _held:
         return None
-    descriptor = _lock(file)
+
+    def release() -> None:
+        is_own = os.getpid() == owner and _held.get(name) is held
+        with contextlib.suppress(OSError):
+            if is_removed and is_own:
+                os.unlink(file)
+        with contextlib.suppress(OSError):
+            while descriptors:
+                os.close(descriptors.pop())
+        if is_own:
+            del _held[name]
+
+    held = owner, release
+    # Before it is locked: a caller that is cut short in between finds it by `held_here`.
+    _held[name] = held
+    try:
+        descriptor = _lock(file)
+    except (OSError, ImportError):
+        del _held[name]
+        raise
     if descriptor is None:
+        del _held[name]
         return None
+    descriptors.append(descriptor)
     if content:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, content.encode())
-    _held.add(str(file))
-    owner = os.getpid()
-    is_done: list[bool] = []
-
-    def release() -> None:
-        if not is_done:
-            is_done.append(True)
-            is_own = os.getpid() == owner
-            with contextlib.suppress(OSError):
-                if is_removed and is_own:
-                    os.unlink(file)
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
-            if is_own:
-                _held.discard(str(file))
-
     return release
+
+
+def held_here(file: Path) -> Callable[[], object] | None:
+    """What releases a file that this process has locked; None if it has not."""
+    owner, release = _held.get(str(file), (0, None))
+    return release if owner == os.getpid() else None
 
 
 def is_locked(file: Path) -> bool:

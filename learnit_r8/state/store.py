@@ -27,7 +27,7 @@ from ..events.caller import warn
 from ..events.launcher import is_of_jax_distributed, rank_of
 from .codec import OlderFile, read, read_tree, write
 
-from .durable_io import flush, flush_folder, link_new, lock_until_released, make_first_free, open_regular  # isort: skip
+from .durable_io import flush, flush_folder, held_here, link_new, lock_until_released, make_first_free, open_regular  # isort: skip
 from .durable_io import open_temporary, read_json, remove, remove_stale, replace, sha256, temporary_name  # isort: skip
 from .durable_io import write_new  # isort: skip
 from .tree import PACKED, unpack
@@ -227,6 +227,8 @@ class CheckpointStore:
         """Take the lock of a run; returns what releases it, None where there can be none."""
         try:
             release = lock_until_released(file, f"{os.getpid()} {platform.node()}", is_removed=True)
+            # A claim of this process that was cut short has left it locked.
+            release = release or held_here(file)
         except (FileNotFoundError, ImportError):
             # No folder, which the first checkpoint makes; or a system without the locks of POSIX.
             return None

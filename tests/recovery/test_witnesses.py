@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from learnit_r8 import R8Scheduler
 from learnit_r8.state.callbacks import Callbacks
 from tests.drive import NAN, Weights, advance_to, make
 
@@ -164,3 +165,41 @@ def test_the_batch_before_damage_that_no_loss_shows_is_no_witness():
     assert [len(each.witness) for each in backups[:2]] == [1, 0]
     assert backups[1].state is not None
     assert np.isfinite(model["mean"]).all()
+
+
+ODD = {
+    "inputs": (lambda x, y: (x * 1e4, y), 0.6, True),
+    "one value": (lambda x, y: (np.where(np.arange(x.size).reshape(x.shape) == 5, 1e4, x), y), 0.6, True),
+    "a weight in a dict": (lambda x, y: {"x": x, "weight": np.where(y, 1e4, 1.0)}, 0.6, True),
+    "nothing": (lambda x, y: (x, y), 0.6, False),
+    "a class": (lambda x, y: (x, y + 100), 0.6, False),
+    "a loss like others": (lambda x, y: (x * 1e4, y), 0.03, False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:a loss was refused", "ignore:step .* more than 30 times as high")
+@pytest.mark.parametrize("what", ODD)
+def test_one_batch_of_odd_numbers(what):
+    """A loss far above its neighbours, though far from lost progress, is refused where the data of its batch explain it.
+
+    So it is within an epoch, in the last step of one, and twice in a run; the rate is kept.
+    """
+    make_odd, loss, is_refused = ODD[what]
+    places, refused, rng, model = (100, 179, 270, 330), [], np.random.default_rng(0), Weights()
+    r8 = R8Scheduler(scheduler_mode="keep", num_epochs=8, state_callback=model.get, load_callback=model.load)
+
+    def batches(epoch):
+        for place in range(60 * epoch, 60 * epoch + 60):
+            x, y = rng.normal(size=(32, 4)), rng.integers(0, 2, 32)
+            is_one = isinstance(make_odd(x, y), dict)
+            usual = {"x": x, "weight": np.ones(32)} if is_one else (x, y)
+            yield place, make_odd(x, y) if place in places else usual
+
+    for epoch in r8.epoch_iterator():
+        for place, _ in r8.batches(batches(epoch)):
+            usual = (0.005 + np.exp(-place / 20)) * rng.gamma(20, 1 / 20)
+            outcome = r8.update_with_loss(loss if place in places else usual)
+            refused += [place] if outcome.verdict.name == "SPIKE" else []
+
+    assert refused == (list(places) if is_refused else [])
+    assert r8.lr_factor == 1

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from learnit_r8.state import store
-from learnit_r8.state.store import RunInUse
+from learnit_r8.state.store import CheckpointStore, RunInUse
 from tests.drive import advance_to, make, train
 from tests.programs import started
 
@@ -99,6 +99,25 @@ def test_an_unreachable_scheduler_holds_nothing(tmp_path):
     """A scheduler that nobody closed and nobody can reach leaves no lock."""
     advance_to(make(40, num_epochs=2, checkpoint_dir=tmp_path), 12)
     gc.collect()
+
+    assert not list(tmp_path.glob("run_*.lock"))
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_a_claim_that_was_cut_short_is_taken_over(tmp_path, monkeypatch, is_locked):
+    """A Ctrl-C between the lock and the note of who has it leaves the run to the next store of this process."""
+
+    def cut_short(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((store.weakref, "finalize") if is_locked else (os, "ftruncate")), cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            CheckpointStore(tmp_path, keep=1, run_id="a").claim("a")
+    assert list(tmp_path.glob("run_*.lock"))
+    later = CheckpointStore(tmp_path, keep=1, run_id="a")
+    later.claim("a")
+    later.release()
 
     assert not list(tmp_path.glob("run_*.lock"))
 

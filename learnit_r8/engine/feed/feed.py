@@ -431,7 +431,8 @@ class Feed:
         if len(source.held) * size.samples >= MOST_HELD:
             engine.hand_over()
         indices = np.full(size.samples, -1) if members is None else members.indices
-        source.offered = FollowedChunk(source.table, engine.pace.passes, kept, *size, indices, members), is_of_loader
+        chunk = FollowedChunk(source.table, engine.pace.passes, kept, *size, indices, members, given=item)
+        source.offered = chunk, is_of_loader
         ticket = engine.draw_ahead(is_offered=True)
         assert ticket is not None
         return ticket
@@ -728,6 +729,7 @@ class TrainerBatches:
         if not self._is_measured and (size := read_size(item)):
             chunk.size, chunk.indices = size, np.full(size, -1)
             self._feed.source.open = ticket._replace(indices=chunk.indices)
+        chunk.given = item
         if self._feed.engine.persistence.callbacks.repeat is not None:
             chunk.item = self._feed.keep(item)
 

@@ -209,7 +209,7 @@ class FollowedBatches(Source):
             return
         chunk.reports[0], chunk.trends[0], chunk.states[0] = means, trend, REPORTED
         # What it was made of is in the backup that wants it, and must not wait with its report.
-        chunk.item = None
+        chunk.item = chunk.given = None
         if predictions is not None:
             chunk.predictions[0] = predictions.rows
         if predictions is not None and predictions.num_places > 1:

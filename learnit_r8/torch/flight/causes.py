@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ...bridge.batch_rows import Odd, far_off, halve, lists_rows, not_finite, num_rows, some_rows
 from ...bridge.place_search import FEW, describe_few, describe_halving, threshold_of
 from ...events.incident import HEALTHY
 from ...recovery.cause import (
@@ -29,6 +28,7 @@ from ...recovery.cause import (
 )
 from ...sources.random_generators import random_state, set_random_state
 from ...state import tree
+from ...state.batch_rows import Odd, far_off, halve, lists_rows, not_finite, num_rows, some_rows
 from .hand import Held
 from .state_faults import (
     Alone,

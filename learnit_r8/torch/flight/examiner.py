@@ -16,10 +16,10 @@ import torch
 from torch.nn import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ...bridge.batch_rows import not_finite
 from ...events.incident import describe_error
 from ...recovery.cause import NOTHING, UNKNOWN, Finding, Refusal
 from ...sources.random_generators import set_random_state, state_of
+from ...state.batch_rows import not_finite
 from ...state.tree import copy_to_host
 from ..distributed.shards import is_sharded
 from ..prepared import plain_model

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from learnit_r8 import events
-from learnit_r8.bridge.batch_rows import far_off, halve, not_finite, num_rows, some_rows
 from learnit_r8.recovery.cause import Refusal
 from learnit_r8.sources.random_generators import hold_random_state
+from learnit_r8.state.batch_rows import far_off, halve, not_finite, num_rows, some_rows
 from learnit_r8.testing import record_events
 from learnit_r8.torch import attach
 from learnit_r8.torch.flight.causes import Runs

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..state import kinds
-from ..state.tree import leaves, open_node
+from . import kinds
+from .tree import leaves, open_node
 
 FAR = 50.0
 """How many times as large as elsewhere a value is that is worth a look; see `benchmarks/causes.py`."""
