@@ -180,7 +180,7 @@ ODD = {
 @pytest.mark.filterwarnings("ignore:a loss was refused", "ignore:step .* more than 30 times as high")
 @pytest.mark.parametrize("what", ODD)
 def test_one_batch_of_odd_numbers(what):
-    """A loss far above its neighbours, though far from lost progress, is refused where the data of its batch explain it.
+    """A loss far above its neighbours, though not of lost progress, is refused where the data of its batch explain it.
 
     So it is within an epoch, in the last step of one, and twice in a run; the rate is kept.
     """
