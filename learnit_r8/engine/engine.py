@@ -386,10 +386,10 @@ class Engine:
         if is_again and self.sentry.expects_progress and controller.lineage.progress.would_stand_alone(loss):
             # Else it would be taken for a hard batch.
             return Verdict.SPIKE
+        if verdict in (GOOD, Verdict.SPIKE) and self.sentry.watches_level and controller.is_of_odd_data(loss, ticket):
+            return Verdict.SPIKE
         if verdict is Verdict.SPIKE and controller.is_of_a_kind(loss, ticket.indices):
             return GOOD
-        if verdict is GOOD and self.sentry.watches_level and controller.is_of_odd_data(loss, ticket):
-            return Verdict.SPIKE
         if verdict is not GOOD or not is_first:
             return verdict
         # In a trainer that counts batches one that is looked into is left out for good.

@@ -168,13 +168,15 @@ def test_the_batch_before_damage_that_no_loss_shows_is_no_witness():
 
 
 ODD = {
-    "inputs": (lambda x, y: (x * 1e4, y), 0.6, True),
-    "one value": (lambda x, y: (np.where(np.arange(x.size).reshape(x.shape) == 5, 1e4, x), y), 0.6, True),
-    "a weight in a dict": (lambda x, y: {"x": x, "weight": np.where(y, 1e4, 1.0)}, 0.6, True),
-    "nothing": (lambda x, y: (x, y), 0.6, False),
-    "a class": (lambda x, y: (x, y + 100), 0.6, False),
-    "a loss like others": (lambda x, y: (x * 1e4, y), 0.03, False),
+    "inputs": (lambda x, y: (x * 1e4, y), 0.005, 0.6, True),
+    "one value": (lambda x, y: (np.where(np.arange(x.size).reshape(x.shape) == 5, 1e4, x), y), 0.005, 0.6, True),
+    "a weight in a dict": (lambda x, y: {"x": x, "weight": np.where(y, 1e4, 1.0)}, 0.005, 0.6, True),
+    "a loss that the guard refuses": (lambda x, y: (x * 1e4, y), 0.9, 150.0, True),
+    "nothing": (lambda x, y: (x, y), 0.005, 0.6, False),
+    "a class": (lambda x, y: (x, y + 100), 0.005, 0.6, False),
+    "a loss like others": (lambda x, y: (x * 1e4, y), 0.005, 0.03, False),
 }
+"""How a batch is made one of odd numbers, the level of the losses, its loss, and whether it is refused."""
 
 
 @pytest.mark.filterwarnings("ignore:a loss was refused", "ignore:step .* more than 30 times as high")
@@ -184,8 +186,8 @@ def test_one_batch_of_odd_numbers(what):
 
     So it is within an epoch, in the last step of one, and twice in a run; the rate is kept.
     """
-    make_odd, loss, is_refused = ODD[what]
-    places, refused, rng, model = (100, 179, 270, 330), [], np.random.default_rng(0), Weights()
+    make_odd, level, loss, is_refused = ODD[what]
+    places, refused, rng, model = (100, 140, 179, 220, 330), [], np.random.default_rng(0), Weights()
     r8 = R8Scheduler(scheduler_mode="keep", num_epochs=8, state_callback=model.get, load_callback=model.load)
 
     def batches(epoch):
@@ -197,7 +199,7 @@ def test_one_batch_of_odd_numbers(what):
 
     for epoch in r8.epoch_iterator():
         for place, _ in r8.batches(batches(epoch)):
-            usual = (0.005 + np.exp(-place / 20)) * rng.gamma(20, 1 / 20)
+            usual = (level + np.exp(-place / 20)) * rng.gamma(20, 1 / 20)
             outcome = r8.update_with_loss(loss if place in places else usual)
             refused += [place] if outcome.verdict.name == "SPIKE" else []
 
