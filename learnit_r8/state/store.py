@@ -205,8 +205,10 @@ class CheckpointStore:
             return
         file, here = os.path.join(os.path.realpath(self.folder), f"run_{run_id[:8]}.lock"), threading.current_thread()
         with _claiming:
-            # Taken out, as an unreachable store may be collected at any line from here on, and would release the lock.
-            other = _claims.pop(file, None)
+            other = _claims.get(file)
+            if other is not None and other.store() is not self:
+                # Taken out, as an unreachable store may be collected at any line from here on, and would release it.
+                other = _claims.pop(file, None)
             if other is None or other.pid != os.getpid():
                 release = self._lock(Path(file), run_id)
             elif other.store() in (None, self) or other.thread is here or not other.thread.is_alive():
@@ -216,12 +218,15 @@ class CheckpointStore:
                 raise RunInUse(self._in_use(run_id, f"the thread {other.thread.name!r} of this process, {os.getpid()}"))
             if release is None:
                 return
-            if self._claimed != file:
-                self.release()
+            former = self._claimed
+            if former != file:
                 # An unreachable store of a scheduler that was never closed.
                 weakref.finalize(self, _release, file, weakref.ref(self))
-            self._claimed = file
+            # In this order, as `start_write` takes a run that is claimed by `_claimed` alone for one that is lost.
             _claims[file] = _Claim(weakref.ref(self), here, os.getpid(), release)
+            self._claimed = file
+            if former not in (None, file):
+                _release(former, weakref.ref(self))
 
     def _lock(self, file: Path, run_id: str) -> Callable[[], object] | None:
         """Take the lock of a run; returns what releases it, None where there can be none."""
@@ -257,9 +262,9 @@ class CheckpointStore:
 
     def release(self) -> None:
         """Release the run that is locked."""
-        if self._claimed is not None:
-            _release(self._claimed, weakref.ref(self))
-            self._claimed = None
+        claimed, self._claimed = self._claimed, None
+        if claimed is not None:
+            _release(claimed, weakref.ref(self))
 
     def save(
         self, state: Mapping[str, Any], write_model: Callable[[str], None] | None = None,

@@ -399,6 +399,15 @@ def test_some_places(name, tmp_path, short_chunks):
     assert broken(name, tmp_path, some(visits, 3, name), undisturbed) == []
 
 
+def test_places_of_a_claim(tmp_path, short_chunks):
+    """So does one that is interrupted while it claims its checkpoints again, or gives them up."""
+    visits, undisturbed = places_of("checkpoints", tmp_path / "undisturbed")
+    of_claims = {place: at[-1:] for place, at in visits.items() if "CheckpointStore" in place[0].co_qualname}
+    of_claims = {place: at for place, at in of_claims.items() if place[0].co_name in ("claim", "release")}
+
+    assert broken("checkpoints", tmp_path, some(of_claims, 40, "claims"), undisturbed) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_every_place(name, tmp_path, short_chunks):
