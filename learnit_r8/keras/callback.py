@@ -210,7 +210,6 @@ class R8Callback(FitCallback):
                 "a loss that gives one for each sample (Keras takes the mean itself).",
             )
         if r8.host.rates.are_own:
-            self._rates.take_back()
             r8.host.rates.tell(self._rates.value)
         predictions = recorder.predictions()
         self._keep_witness(recorder.function.batch)

@@ -6,6 +6,7 @@ at each step, to read one variable, would cost more than a small step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -83,20 +84,25 @@ NOT_SCALED = (
 class RateFactor:
     """Lowers the rates of optimizers for the length of a step, where recovery asks for it.
 
-    A rate that is a variable is set before the step and put back after it, so that whatever sets it never reads it. A
-    schedule in the optimizer is multiplied by a variable, which is 1 as long as all is well.
+    A rate that is a variable is set right before the step and put back right after it: callbacks, wherever they stand,
+    neither read the lowered one nor have theirs overwritten. A schedule in the optimizer is multiplied by a variable,
+    which is 1 as long as all is well.
 
     Args:
         model: The model that the optimizers train.
         optimizers: Keras optimizers.
         live: Sets the variables of the first one, wherever they are.
+
+    Attributes:
+        factor: For the next step alone.
+        was_lowered: Whether the rates of the last step were lowered.
     """
 
     def __init__(self, model: Any, optimizers: list[Any], live: LiveValues) -> None:
-        self._live = live
-        # Optimizers and their rates, where these are variables; and these with their values, while they are lowered.
+        self.factor, self.was_lowered = 1.0, False
+        self._model, self._live = model, live
+        # Optimizers and their rates, where these are variables.
         self._rates: list[tuple[Any, Any]] = []
-        self._saved: list[tuple[Any, float]] = []
         self._unscaled: Any = None
         self._factor: Any = None
         for optimizer in optimizers:
@@ -136,33 +142,56 @@ class RateFactor:
         return float(self._live.read(self.variable)) if self._rates else float("nan")
 
     def begin_step(self, r8: R8Scheduler) -> None:
-        """Lower the rates where recovery asks for it."""
-        factor = r8.lr_factor
-        if r8.controller.is_quiet and factor == 1:
-            return
-        if factor != 1 and self._unscaled is not None:
+        """Have the rates of the next step lowered where recovery asks for it."""
+        self.factor = r8.lr_factor
+        if self.factor != 1 and self._unscaled is not None:
             r8.controller.limit.is_ignored = True
             r8.host.say_once("rate in the step", NOT_SCALED.format(self._unscaled))
-        self.put_on(factor)
 
-    def put_on(self, factor: float) -> None:
-        """Lower the rates for the steps that follow."""
-        if self._factor is not None and float(self._live.read(self._factor.by)) != factor:
-            self._live.set(self._factor.by, factor)
+    def take_step(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Take a step with the rates as they are to be.
+
+        Args:
+            step: The training function.
+            args: Its arguments; on JAX those are the lists that the trainer carries, and the data.
+        """
+        factor, self.factor = self.factor, 1.0
+        self.was_lowered = factor != 1
         if factor == 1:
-            return
-        self._saved = [(rate, float(self._live.read(rate))) for _, rate in self._rates]
-        for rate, value in self._saved:
-            self._live.set(rate, value * factor)
+            return step(*args)
+        variables = [rate for _, rate in self._rates] + ([] if self._factor is None else [self._factor.by])
+        if keras.backend.backend() == "jax":
+            return self._take_carried(step, variables, factor, *args)
+        saved = [(each, float(as_numpy(each))) for each in variables]
+        try:
+            for variable, value in saved:
+                self._live.set(variable, value * factor)
+            return step(*args)
+        finally:
+            for variable, value in saved:
+                self._live.set(variable, value)
 
-    def take_back(self) -> bool:
-        """Put the rates back as they were; whether they were lowered."""
-        if not self._saved:
-            return False
-        saved, self._saved = self._saved, []
-        for rate, value in saved:
-            self._live.set(rate, value)
-        return True
+    def _take_carried(
+        self, step: Callable[..., Any], variables: list[Any], factor: float, carried: Any, data: Any
+    ) -> tuple[Any, Any]:
+        ours, model = {id(each) for each in variables}, self._model
+        places = [
+            (kind, place)
+            for kind, owned in ((2, model.optimizer.variables), (3, model.metrics_variables))
+            for place, each in enumerate(owned[: len(carried[kind])])
+            if id(each) in ours
+        ]
+
+        def exchanged(lists: Any, values: list[Any]) -> Any:
+            new = [list(each) for each in lists]
+            for (kind, place), value in zip(places, values, strict=True):
+                new[kind][place] = value
+            # Of their types: of others, the step would be compiled again.
+            return tuple(type(old)(each) for old, each in zip(lists, new, strict=True))
+
+        own = [carried[kind][place] for kind, place in places]
+        logs, after = step(exchanged(carried, [value * factor for value in own]), data)
+        return logs, exchanged(after, own)
 
 
 class _Factor(CarriedVariable):

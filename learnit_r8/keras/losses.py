@@ -254,7 +254,7 @@ class StepRecorder:
 
     def follow(self, optimizers: list[Any]) -> RateFactor:
         """The rates of these optimizers, which are those of the steps from now on."""
-        self.rates = RateFactor(self._model, optimizers, self.live)
+        self.rates = self.function.rates = RateFactor(self._model, optimizers, self.live)
         return self.rates
 
     def _read_memory(self) -> tuple[list[NDArray[Any]], int]:

@@ -296,10 +296,9 @@ class OwnBatchesCallback(FitCallback):
         """Report the losses of the step, or of all those that ``steps_per_execution`` has taken at once."""
         recorder: Any = self._recorder
         r8, batches = self._r8, self._batches
-        was_lowered = self._rates.take_back()
         is_last, self._place = batch == self._last_place, batch
         losses, rate = self._loss_to_report(recorder.read(logs), is_last=is_last), recorder.rate
-        if rate is None or was_lowered or self._rates.variable is not recorder.rate_variable:
+        if rate is None or self._rates.was_lowered or self._rates.variable is not recorder.rate_variable:
             rate = self._rates.value
         is_undone = False
         batches.note_batch(recorder.function.batch)
@@ -322,8 +321,6 @@ class OwnBatchesCallback(FitCallback):
             super().on_epoch_end(epoch, logs)
 
     def _end_iteration(self) -> None:
-        # TensorFlow's trainer begins a batch before it asks data of unknown length for it.
-        self._rates.take_back()
         self._batches.end_pass(ran_out=True)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 
 from .devices import num_replicas
+from .live_values import RateFactor
 from .state import ModelState, as_numpy, random_state, rate_of, set_random_state
 
 MOST_KEPT = 2**27
@@ -39,10 +40,12 @@ class TrainFunction:
     Attributes:
         batch: That of the last call, as ``train_step`` got it; None where it is not known, as that of several steps.
         end_iteration: See `watch`.
+        rates: What lowers the rates of a step.
     """
 
     def __init__(self, model: Any) -> None:
         self.batch: Any = None
+        self.rates: RateFactor | None = None
         self.end_iteration: Callable[[], object] = lambda: None
         self._model, self._back_end = model, keras.backend.backend()
         self._state: ModelState | None = None
@@ -137,7 +140,8 @@ class TrainFunction:
 
     def __call__(self, *args: Any) -> Any:
         """Take a step, as Keras asks for it."""
-        return self._call(*(args if self._state is None else self._begin(args)))
+        args = args if self._state is None else self._begin(args)
+        return self._call(*args) if self.rates is None else self.rates.take_step(self._call, *args)
 
     def _call(self, *args: Any) -> Any:
         assert self._function is not None

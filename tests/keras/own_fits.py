@@ -345,7 +345,7 @@ def share_of_step(rate, factor):
     class Lower(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             if batch == 1:
-                callback._rates.put_on(factor)
+                callback._rates.factor = factor
 
     ends = []
     for num_steps, more in ((1, []), (2, []), (2, [Lower()])):

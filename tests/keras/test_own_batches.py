@@ -141,14 +141,51 @@ def test_a_short_fit_is_backed_up():
 def test_recovery_lowers_a_rate_for_the_step_alone(kind):
     """The rate of a step is the user's times the factor of recovery, a schedule's too; after it, it is whole again."""
     assert share_of_step(RATES[kind], 0.25) == pytest.approx(0.25, rel=1e-4)
-    model, callback = classifier(RATES[kind]()), R8Callback(R8Scheduler(scheduler_mode="keep"))
-    callback.set_model(model)
-    for factor in (0.25, 1.0):
-        callback._rates.put_on(factor)
-        callback._rates.take_back()
+    plain, model = classifier(RATES[kind]()), classifier(RATES[kind]())
+    callback = R8Callback(R8Scheduler(scheduler_mode="keep"))
+    lower = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda *_, **__: setattr(callback._rates, "factor", 0.25)
+    )
+    plain.fit(X, Y, verbose=0)
+    model.fit(X, Y, verbose=0, callbacks=[callback, lower])
 
-    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+    assert callback._rates.was_lowered
+    assert float(model.optimizer.learning_rate) == pytest.approx(float(plain.optimizer.learning_rate))
     assert isinstance(model.optimizer._learning_rate, keras.Variable) is (kind == "a number")
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_rate_that_a_callback_sets_while_recovery_lowers_it(hook, is_before):
+    """It is the user's from then on, wherever the callback stands, and reads the user's rate before; so that a rate
+    that was 100 times as large for three steps, which recovery had lowered meanwhile, does not stay for good."""
+
+    class Decay(keras.callbacks.Callback):
+        """Notes the rate at each step, and makes it a tenth at the fourth."""
+
+        rates, step = [], 0
+
+    def decay(self, batch, logs=None):
+        if hasattr(self.model, "jax_state_sync"):
+            self.model.jax_state_sync()
+        self.rates.append(float(self.model.optimizer.learning_rate))
+        self.step += 1
+        if self.step == 4:
+            self.model.optimizer.learning_rate = 0.001
+
+    setattr(Decay, hook, decay)
+    mine, r8, factors = Decay(), R8Callback(R8Scheduler(scheduler_mode="keep")), []
+    lower = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda *_, **__: setattr(r8._rates, "factor", 0.25),
+        on_train_batch_end=lambda *_, **__: factors.append(r8._rates.was_lowered),
+    )
+    model = classifier()
+    model.optimizer.learning_rate = 0.01
+    model.fit(X[:64], Y[:64], batch_size=8, verbose=0, callbacks=[mine, r8, lower] if is_before else [r8, mine, lower])
+
+    assert mine.rates == pytest.approx([0.01] * 4 + [0.001] * 4)
+    assert factors == [True] * 8
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.001)
 
 
 @pytest.mark.skipif(not on_tensorflow(), reason="only TensorFlow's trainer begins a batch that never comes")
