@@ -290,8 +290,6 @@ MUTANTS = [Mutant(*each) for each in (
      "transformers/test_own_batches.py -m program -k begun_anew", "damage of the last steps of a short run stays"),
     ("transformers/trainer.py", "if control.should_training_stop and self._batches is not None:", "if False:",
      "transformers/test_own_batches.py -m program -k begun_anew", "the last evaluation is of damaged weights"),
-    ("keras/live_values.py", "            for variable, value in saved:\n                self._live.set(variable, value)\n\n", "            pass\n\n",
-     "keras/test_own_batches.py -k while_recovery", "a lowered rate of Keras stays for good"),
     ("recovery/persistence.py", "(FARTHER_AT_ONCE, step) if num_high else (FARTHER, None)", "(FARTHER, None)",
      "torch/own/test_healing.py -k of_its_own_size", "a matrix of noise is trained on in mid-run"),
     ("recovery/backups.py", "far = [key for key in far if last[key] > MOST_OF_LENGTH", "far = [key for key in far if 1",
@@ -759,8 +757,10 @@ MUTANTS = [Mutant(*each) for each in (
      "keras/test_callback.py -k averages", "what is due as an epoch is drawn meets averages of the weights"),
     ("keras/own_batches.py", "with self._own_weights(epoch):", "if True:",
      "keras/test_own_batches.py -m program -k 'mid_epoch and averages'", "a run resumed between epochs has averages"),
-    ("keras/live_values.py", "self._live.set(rate, value)\n        return True", "pass\n        return True",
+    ("keras/live_values.py", "self._live.set(variable, value)\n\n", "pass\n\n",
      "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
+    ("keras/train_function.py", "if self.rates is None else self.rates.take_step(self._call, *args)", "if True else None",
+     "keras/test_own_batches.py -k while_recovery", "a callback's rate is overwritten, or none is lowered"),
 )]
 # fmt: on
 
