@@ -14,14 +14,16 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from .devices import num_replicas
-from .live_values import RateFactor
 from .state import ModelState, as_numpy, random_state, rate_of, set_random_state
+
+if TYPE_CHECKING:
+    from .live_values import RateFactor
 
 MOST_KEPT = 2**27
 """Most numbers of a state that is kept before each step; of a larger one, only the metrics are."""
