@@ -760,7 +760,7 @@ MUTANTS = [Mutant(*each) for each in (
     ("keras/live_values.py", "self._live.set(variable, value)\n\n", "pass\n\n",
      "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
     ("keras/train_function.py", "if self.rates is None else self.rates.take_step(self._call, *args)",
-     "if True else None", "keras/test_own_batches.py -k while_recovery", "a callback's rate is overwritten, or none is lowered"),
+     "if True else None", "keras/test_own_batches.py -k while_recovery", "a rate of a callback is lost"),
 )]
 # fmt: on
 
