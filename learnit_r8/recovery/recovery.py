@@ -468,9 +468,10 @@ class RecoveryController:
         timer.note_done(step)
         if timer.changed == array:
             timer.changed = ""
-            is_worth_it = self._sentry.expects_progress and self.watches_fall and self.live.can_restore
-            # Weights that learn other data grow fast, and old batches say nothing of them.
-            is_worth_it &= not (timer.has_grown and math.isnan(self.lineage.progress.start))
+            is_worth_it = self._sentry.expects_progress and self.live.can_restore
+            # Weights that learn other data, or against each other, grow fast, and old batches say nothing of them.
+            may_grow = math.isnan(self.lineage.progress.start) or not self.watches_fall
+            is_worth_it &= not (timer.has_grown and may_grow)
             if is_worth_it and not self.is_open:
                 self._experiment_on(Alarm.CHANGED, self.lineage.progress.rise(LOOK_EVERY))
         elif not self.live.can_restore:

@@ -676,16 +676,20 @@ def test_what_goes_wrong_again_in_the_last_steps_is_undone(at, times):
     assert "no test of the weights could be made" in told or "changed at once" in told
 
 
-def trained_to_the_end(hurt=None, *, at=193, with_r8=True, begin=None, data=DIGITS, **settings):
+def trained_to_the_end(hurt=None, *, at=193, with_r8=True, begin=None, data=DIGITS, has_two=False, **settings):
     """The loss of a classifier after 195 batches of one's own, and what its adapter says of them.
 
     ``hurt(model, optimizer, targets)`` is called before the batch ``at`` and returns its targets; after the last one
-    there is no batch left for a test. ``begin(model)`` is called at first.
+    there is no batch left for a test. ``begin(model)`` is called at first. ``has_two``: whether biases have another
+    optimizer.
     """
     model, loader = classifier(), DataLoader(data, batch_size=16, shuffle=True)
     if begin is not None:
         begin(model)
-    optimizer, step = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), 0
+    parameters, step = [*model.parameters()], 0
+    optimizer = torch.optim.SGD(parameters[::2] if has_two else parameters, lr=0.02, momentum=0.9)
+    other = torch.optim.SGD(parameters[1::2], lr=0.02, momentum=0.9) if has_two else None
+    settings |= {"also": {"other": other}} if has_two else {}
     adapter = attach(model, optimizer, loader, num_epochs=15, **settings) if with_r8 else None
     for _ in range(15) if adapter is None else adapter.epochs():
         for inputs, targets in loader if adapter is None else adapter.batches():
@@ -695,6 +699,9 @@ def trained_to_the_end(hurt=None, *, at=193, with_r8=True, begin=None, data=DIGI
             loss = cross_entropy(model(inputs), targets)
             if adapter is None or adapter.report(loss):
                 descend(optimizer, loss)
+                if other is not None:
+                    other.step()
+                    other.zero_grad()
     if adapter is not None:
         adapter.close()
     inputs, targets = data.tensors
@@ -784,14 +791,16 @@ def begin_anew(model, optimizer, targets):
 
 
 @pytest.mark.filterwarnings("ignore:weights changed at once", "ignore:.*the largest number of")
+@pytest.mark.parametrize("has_two", [False, True])
 @pytest.mark.parametrize("at", [80, 98, 101, 150])
-def test_a_network_that_was_begun_anew_is_put_back(at):
+def test_a_network_that_was_begun_anew_is_put_back(at, has_two):
     """Its losses are far below the first ones of the run, which no level of theirs would tell."""
-    bare, _ = trained_to_the_end(begin=prefer_zero, with_r8=False)
-    damaged, _ = trained_to_the_end(begin_anew, at=at, begin=prefer_zero, with_r8=False)
-    healed, told = trained_to_the_end(begin_anew, at=at, begin=prefer_zero)
+    settings = {"begin": prefer_zero, "has_two": has_two}
+    bare, _ = trained_to_the_end(**settings, with_r8=False)
+    damaged, _ = trained_to_the_end(begin_anew, at=at, **settings, with_r8=False)
+    healed, told = trained_to_the_end(begin_anew, at=at, **settings)
 
-    assert trained_to_the_end(begin=prefer_zero)[0] == bare
+    assert trained_to_the_end(**settings)[0] == bare
     assert healed < 1.4 * bare < 0.9 * damaged
     assert told.count("model restored once; weights tested with") == 1
 
