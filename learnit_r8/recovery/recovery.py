@@ -470,8 +470,7 @@ class RecoveryController:
             timer.changed = ""
             is_worth_it = self._sentry.expects_progress and self.live.can_restore
             # Weights that learn other data, or against each other, grow fast, and old batches say nothing of them.
-            may_grow = math.isnan(self.lineage.progress.start) or not self.watches_fall
-            is_worth_it &= not (timer.has_grown and may_grow)
+            is_worth_it &= not (timer.has_grown and (math.isnan(self.lineage.progress.start) or not self.watches_fall))
             if is_worth_it and not self.is_open:
                 self._experiment_on(Alarm.CHANGED, self.lineage.progress.rise(LOOK_EVERY))
         elif not self.live.can_restore:
