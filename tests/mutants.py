@@ -761,6 +761,12 @@ MUTANTS = [Mutant(*each) for each in (
      "keras/test_own_batches.py -k lowers", "a rate stays lowered for good after a restore"),
     ("keras/train_function.py", "if self.rates is None else self.rates.take_step(self._call, *args)",
      "if True else None", "keras/test_own_batches.py -k while_recovery", "a rate of a callback is lost"),
+    ("recovery/backups.py", "if len(far) == 1 and times and max(times) < MOST_OTHERS else", "if far else",
+     "recovery/test_backup_timer.py -k alone_moves", "all weights that a large update moves count as replaced"),
+    ("recovery/backups.py", "MOST_OTHERS = 128, 8.0, 4.0", "MOST_OTHERS = 128, 80.0, 4.0",
+     "recovery/test_backup_timer.py -k alone_moves", "a matrix of noise stays where losses hardly show it"),
+    ("recovery/persistence.py", "self.changed = key = key or alone", "self.changed = key",
+     "recovery/test_backup_timer.py -k alone_moves", "a matrix of noise stays where losses hardly show it"),
 )]
 # fmt: on
 

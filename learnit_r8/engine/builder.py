@@ -91,7 +91,7 @@ def build_run(settings: Settings) -> Run:
     persistence = _build_persistence(
         settings, steps_per_epoch, budget, mode=mode, announcer=announcer, agreement=agreement
     )
-    persistence.backup_timer.watches_sizes = watches_level
+    persistence.backup_timer.watches_moves = watches_level
     emitter = EventEmitter(announcer, table)
     controller = RecoveryController(
         given["recovery"], persistence, announcer, table, sentry, keeps_rates=shape.mode == "keep",

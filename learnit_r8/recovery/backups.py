@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..events.bus import Announcer
 from ..state import tree
@@ -47,6 +49,11 @@ COUNT_OF = {"batch_state_index.1": "batch_counter", "ema_state_index.1": "ema_fi
 
 MOST_OF_LENGTH = 0.75
 """Share of their own length by which weights that were replaced at once have moved, at least."""
+
+NUM_SAMPLED, ALONE_FAR, MOST_OTHERS = 128, 8.0, 4.0
+"""How many numbers of a matrix tell how far it moves; and how many times as far as in the last intervals one has moved
+that was replaced, and all others at most.
+"""
 
 MOST_VARIANCE = 300
 """How many times as large as ever before running variances jump."""
@@ -254,6 +261,56 @@ def moved_in(
         arrays = dict(tree.leaves(known[-1].state))
         far = [key for key in far if last[key] > MOST_OF_LENGTH * tree.length_of(arrays[key])]
     return next(iter(far), "")
+
+
+class LastMoves:
+    """How each matrix of weights has changed from look to look, of which a few numbers tell.
+
+    One that moves far and leaves all others as they are was replaced: no update does that.
+
+    Attributes:
+        at: Steps reported at the last look.
+    """
+
+    def __init__(self) -> None:
+        self.at = 0
+        self._samples: dict[str, NDArray[np.float64]] = {}
+        self._moves: dict[str, deque[tuple[float, int]]] = {}
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """The length of each matrix at the last look, of those numbers."""
+        return {key: tree.length_of(each) for key, each in self._samples.items()}
+
+    def forget_last(self) -> None:
+        """Compare nothing with the last look, as another state was put in."""
+        self._samples = {}
+
+    def look(self, matrices: Mapping[str, Any], step: int) -> str:
+        """Note all matrices; the name of the one that alone has moved far since the last look, "" if there is none."""
+        before, steps = self._samples, step - self.at
+        self._samples, self.at = {key: tree.sample_of(each, NUM_SAMPLED) for key, each in matrices.items()}, step
+        if not steps or before.keys() != matrices.keys():
+            return ""
+        times, far = [], []
+        for key, sample in self._samples.items():
+            moved, last = _typical(sample - before[key]), self._moves.setdefault(key, deque(maxlen=LEAST_MOVES))
+            # As far as they have moved at most, on and on.
+            most = max((each * max(1.0, steps / count) for each, count in last), default=0.0)
+            # Frozen ones say nothing.
+            if len(last) == LEAST_MOVES and min(last)[0] > 0:
+                if moved > max(ALONE_FAR * most, MOST_OF_LENGTH * _typical(before[key])):
+                    far.append(key)
+                else:
+                    times.append(moved / most)
+            last.append((moved, steps))
+        return far[0] if len(far) == 1 and times and max(times) < MOST_OTHERS else ""
+
+
+def _typical(numbers: NDArray[np.float64]) -> float:
+    """Their median size, which a few that are far off do not move."""
+    middle = len(numbers) // 2
+    return float(np.partition(abs(numbers), middle)[middle])
 
 
 class RamBackup:

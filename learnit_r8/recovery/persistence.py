@@ -23,7 +23,7 @@ from ..state.saver import CheckpointSaver, check_folder
 from ..state.store import LARGE, THIN, BackgroundWrite, Checkpoint, CheckpointStore, NoValidCheckpoint, step_of
 from ..triggers import Condition, Elapsed, as_trigger, every, never, quiet_until
 from .agreement import Agreement
-from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup, RamBackup, RunningVariances, moved_in
+from .backups import FAR_GROWN, LATENT, SWOLLEN_SHARE, Backup, LastMoves, RamBackup, RunningVariances, moved_in
 from .progress import EARLY_UPDATES, FIRST, SINCE_LOOK
 
 DEFAULT_FOLDER = "checkpoints"
@@ -109,7 +109,7 @@ class BackupTimer:
         meant: Names of what is not finite on purpose.
         not_healed: Names of the parts of the state whose numbers are the user's own, as nothing heals them.
         is_weight: Whether a dotted key of the state is that of a weight.
-        watches_sizes: Whether weights may not grow at once by little: not where R8 tries rates.
+        watches_moves: Whether matrices may not grow at once, nor one move far alone: not where R8 tries rates.
         num_lasting: How often each array was damaged again, see `note_lasting`.
         variances: Finds running statistics that a batch has ruined.
         peaks: The largest number in each array of weights at the last look.
@@ -137,10 +137,9 @@ class BackupTimer:
         self.num_lasting: dict[str, int] = {}
         self.variances = RunningVariances(announcer)
         self.peaks: dict[str, float] = {}
-        # The sums of the other arrays then; the sizes of matrices, and when that was.
+        # The sums of the other arrays then.
         self._beside: dict[str, float] = {}
-        self._sizes: dict[str, float] = {}
-        self._sized_at, self.watches_sizes = 0, False
+        self._moves, self.watches_moves = LastMoves(), False
         self.stray: tree.Grown | None = None
         self.singles: list[str] = []
         self.changed, self.has_grown, self.has_moved, self.num_high = "", False, False, 0
@@ -312,7 +311,8 @@ class BackupTimer:
 
     def forget_look(self) -> None:
         """Compare no state with that of the last look, as another one was put in."""
-        self.peaks, self._beside, self._sizes = {}, {}, {}
+        self.peaks, self._beside = {}, {}
+        self._moves.forget_last()
 
     def damage_in(self, sums: list[tree.Sum]) -> str:
         """The name of an array with NaN, or of what is not finite and was so in no first state; "" if there is none.
@@ -362,13 +362,14 @@ class BackupTimer:
         if self._agreement.ranks is not None:
             return ""
         matrices = {each: array for each, array in weights.items() if is_matrix(array)}
-        earlier, sized_at = self._sizes, self._sized_at
-        self._sizes, self._sized_at = tree.sizes_of(matrices) if self.watches_sizes else {}, step
+        earlier, looked_at = self._moves.sizes, self._moves.at
+        alone = self._moves.look(matrices, step) if self.watches_moves else ""
         if newest is None:
             return ""
         # Whoever starts a layer anew in the first steps means it.
         if step < EARLY_UPDATES or 2 * newest.updates < EARLY_UPDATES:
-            return ""
+            self.changed = alone if step >= MOVED_FROM else ""
+            return self.changed
         key = next((each for each in matrices if peaks[each] < NEAR_ZERO * before.get(each, 0.0)), "")
         # Weights of the first steps grow so fast.
         is_old = not key and newest.updates >= EARLY_UPDATES
@@ -378,15 +379,16 @@ class BackupTimer:
         if key:
             text = CHANGED.format(step, key, abs(peaks[key]), before[key], newest.step)
             self._announcer.warn_once(f"changed {key}", text)
-        shaken = [each for each, size in self._sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
+        sizes = self._moves.sizes
+        shaken = [each for each, size in sizes.items() if size > SHAKEN * earlier.get(each, math.inf)]
         # Frozen ones, as under LoRA, say nothing.
-        moving = [each for each, size in self._sizes.items() if size != earlier.get(each)]
-        is_at_once = step - sized_at <= LEAST_GROWTH * step
+        moving = [each for each, size in sizes.items() if size != earlier.get(each)]
+        is_at_once = step - looked_at <= LEAST_GROWTH * step
         self.has_grown = not key and is_at_once and len(shaken) >= max(2, MOST_MATRICES * len(moving))
         if self.has_grown:
             # What its test finds is told.
             key = shaken[0]
-        self.changed = key
+        self.changed = key = key or alone
         return key
 
     def moved_in(self, state: Any, num_high: int) -> str:

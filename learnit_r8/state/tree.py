@@ -453,14 +453,14 @@ def peaks_of(weights: Mapping[str, Any]) -> dict[str, float]:
     return {key: max(float(each.max()), -float(each.min())) for key, each in real.items()}
 
 
-def sizes_of(matrices: Mapping[str, Any]) -> dict[str, float]:
-    """The root of the mean square of each array.
+def sample_of(array: Any, count: int) -> NDArray[np.float64]:
+    """At most so many of an array's numbers, evenly spread, as a copy.
 
-    >>> sizes_of({"w": np.array([[3.0, 4.0, 0.0, 0.0]])})
-    {'w': 2.5}
+    >>> sample_of(np.arange(6).reshape(2, 3), 3)
+    array([0., 2., 4.])
     """
-    flat = {key: each.reshape(-1) for key, each in matrices.items()}
-    return {key: math.sqrt(float(abs(each @ each)) / len(each)) for key, each in flat.items()}
+    flat = array.reshape(-1)
+    return np.array(_as_numpy(flat[:: -(-len(flat) // count)]), np.float64)
 
 
 def moves(before: Any, after: Any, is_weight: Callable[[str], object]) -> dict[str, float]:

@@ -91,7 +91,7 @@ def test_most_matrices_that_become_larger_at_once_are_found(step, factors, found
     """As where noise was added to the weights; in many steps they may grow so."""
     now = 100
     timer = BackupTimer(as_trigger("backup_every", 1), Announcer([], lambda: (now, 0.0)), RamBackup())
-    timer.watches_sizes, matrix = True, np.random.default_rng(0).standard_normal((8, 8))
+    timer.watches_moves, matrix = True, np.random.default_rng(0).standard_normal((8, 8))
     ask(timer, now, {"model": dict.fromkeys("abc", matrix)})
     now = step
     state = {"model": {name: factor * matrix for name, factor in zip("abc", factors, strict=True)}}
@@ -99,6 +99,38 @@ def test_most_matrices_that_become_larger_at_once_are_found(step, factors, found
     assert ask(timer, now, state) == found
     now = step + 1
     assert ask(timer, now, state) == ""
+
+
+@pytest.mark.parametrize(
+    ("replaced", "speed", "at", "found"),
+    [
+        ("b", 1.0, 50, "model.b"),
+        ("b", 1.0, 90, "model.b"),
+        ("b", 3.0, 90, "model.b"),
+        ("b", 6.0, 90, ""),
+        ("ab", 1.0, 90, ""),
+        ("", 6.0, 90, ""),
+        ("b", 1.0, 30, ""),
+        ("d", 1.0, 90, ""),
+    ],
+    ids=["early", "late", "others faster", "others far", "two", "none", "few looks", "a frozen one"],
+)
+def test_a_matrix_that_alone_moves_far_is_found(replaced, speed, at, found):
+    """Whether losses show it or not: no update moves one by its own length and leaves all others as they are."""
+    now, dice = 0, np.random.default_rng(0)
+    timer = BackupTimer(as_trigger("backup_every", 10), Announcer([], lambda: (now, 0.0)), RamBackup())
+    timer.watches_moves, matrices = True, {name: dice.standard_normal((8, 8)) for name in "abcd"}
+    said = {}
+    for now in range(0, 120, 10):
+        for name, matrix in matrices.items():
+            if name in replaced and now == at:
+                matrices[name] = matrix.std() * dice.standard_normal((8, 8))
+            elif name != "d":
+                step = 0.02 * (speed if now == at else 1.0)
+                matrices[name] = matrix + step * dice.standard_normal((8, 8))
+        said[now] = ask(timer, now, {"model": dict(matrices)})
+
+    assert said == {**dict.fromkeys(said, ""), at: found}
 
 
 @pytest.mark.filterwarnings("ignore:.*unless that is intended")
