@@ -554,7 +554,8 @@ class RecoveryController:
         Returns:
             Whether one is open.
         """
-        if not self.experiment.is_open and self.state.looked_last_at == step:
+        # What follows the last step of a budget may damage the weights before the run is closed.
+        if not self.experiment.is_open and self.state.looked_last_at == step and not self.live.damage():
             return False
         self.begin_call(step, lr)
         if self.experiment.is_open:
