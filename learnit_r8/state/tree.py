@@ -479,9 +479,8 @@ def moves(before: Any, after: Any, is_weight: Callable[[str], object]) -> dict[s
 
 
 def _distance(old: Any, new: Any) -> float:
-    if kinds.is_tensor(old) and kinds.is_tensor(new) and old.device == new.device:
-        return length_of(new.detach() - old)
-    return length_of(_as_numpy(new) - _as_numpy(old))
+    is_tensor = kinds.is_tensor(old) and kinds.is_tensor(new) and old.device == new.device
+    return length_of(new.detach() - old if is_tensor else _as_numpy(new) - _as_numpy(old))
 
 
 def length_of(array: Any) -> float:
