@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -111,22 +111,21 @@ class SignalWatch:
         """Install the handlers, in the main thread only; not for signals ignored (nohup) or handled outside Python."""
         if self._handlers or threading.current_thread() is not threading.main_thread():
             return
+        # The handlers of a scheduler that is never closed must not outlive it, nor those of a call that is cut short.
+        self._at_end = weakref.finalize(self, _put_back, self._handlers.values())
+        self._at_end.atexit = False
         for signum in (getattr(signal, name, None) for name in NAMES):
             before = None if signum is None else signal.getsignal(signum)
             if signum is None or before is None or before is signal.SIG_IGN:
                 continue
-            handler = _Handler(weakref.ref(self), signum, before)
+            handler = self._handlers[signum] = _Handler(weakref.ref(self), signum, before)
             signal.signal(signum, handler)
-            self._handlers[signum] = handler
         self._ttys = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-        # The handlers of a scheduler that is never closed must not outlive it.
-        self._at_end = weakref.finalize(self, _put_back, list(self._handlers.values()))
-        self._at_end.atexit = False
 
     def restore(self) -> None:
         """Put the earlier handlers back."""
         if self._handlers:
-            handlers, self._handlers = list(self._handlers.values()), {}
+            handlers, self._handlers = self._handlers.values(), {}
             self._at_end.detach()
             _put_back(handlers)
 
@@ -280,7 +279,7 @@ class _Handler:
             self.before(signum, frame)
 
 
-def _put_back(handlers: list[_Handler]) -> None:
+def _put_back(handlers: Iterable[_Handler]) -> None:
     for handler in handlers:
         signum, before = handler.signum, handler.before
         while isinstance(before, _Handler) and not before.is_heard:

@@ -79,6 +79,31 @@ def test_handlers_go_with_a_scheduler_that_is_never_closed():
     assert handlers() == before
 
 
+@pytest.mark.parametrize("is_restored", [True, False])
+@pytest.mark.parametrize("at", range(len(NAMES)))
+def test_handlers_go_after_an_installation_that_was_cut_short(at, is_restored, monkeypatch):
+    """By Ctrl-C, say, before the handler of any signal, or behind it."""
+    before, watch, install, calls = handlers(), SignalWatch(lambda: None), signal.signal, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) > at:
+            raise KeyboardInterrupt
+        return install(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            watch.install()
+    if is_restored:
+        watch.restore()
+    else:
+        del watch
+        gc.collect()
+
+    assert handlers() == before
+
+
 def test_where_no_handlers_are_installed():
     """With handle_signals=False, and by a run in another thread, which works all the same."""
     before, seen = handlers(), []
