@@ -22,17 +22,27 @@ def check_scheduler(name: str, value: Any) -> None:
 
 
 RIVALS = (
-    "{} losses come in one report, and {} optimizers take steps. As those of networks that train against each other (a "
-    "GAN) need not fall, only a loss that is not finite, or absurd, is refused. Pass guard='spike' for the usual guard."
+    "{}. As losses of networks that train against each other (a GAN) need not fall, only one that is not finite, or "
+    "absurd, is refused. Pass guard='spike' for the usual guard."
 )
 
 
-def expect_rivals(r8: R8Scheduler, num_losses: int, num_optimizers: int) -> None:
-    """Hear how many losses come in one report, and how many optimizers step."""
+def expect_rivals(r8: R8Scheduler, num_losses: int, num_optimizers: int, *, are_apart: bool = False) -> None:
+    """Hear how many losses come in one report, and how many optimizers step.
+
+    Args:
+        r8: The scheduler.
+        num_losses: Of a batch.
+        num_optimizers: That train on it.
+        are_apart: Whether some of them step before its loss is reported, and others behind that: each has its own.
+    """
     if num_optimizers > 1:
         r8.controller.watches_fall = False
-    if num_losses > 1 and num_optimizers > 1 and r8.controller.expect_rivals():
-        r8.host.say_once("rivals", RIVALS.format(num_losses, num_optimizers), is_warning=False)
+    is_told = num_losses > 1 or are_apart
+    if is_told and num_optimizers > 1 and r8.controller.expect_rivals():
+        what = f"{num_losses} losses come in one report, and {num_optimizers} optimizers take steps"
+        apart = f"of {num_optimizers} optimizers some step before the loss of a batch is reported, others after it"
+        r8.host.say_once("rivals", RIVALS.format(apart if are_apart else what), is_warning=False)
 
 
 def num_left(r8: R8Scheduler) -> int:

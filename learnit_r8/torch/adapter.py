@@ -149,12 +149,13 @@ class Adapter:
         are_own, is_alone = scheduler.host.rates.are_own, len(training.optimizers) == 1
         expect_rivals(scheduler, 1, len(training.optimizers))
         self._step_hooks: list[StepHooks] = []
+        steps: dict[StepHooks, tuple[int, int]] = {}
         for each in training.optimizers if are_own else training.optimizers[:1]:
             watch = ScheduleWatch(each, self.state, accumulate=self._stepper.accumulate) if are_own else None
             self._step_hooks.append(
                 StepHooks(
                     scheduler, each, stepper, looks=can_look, may_withhold=may_withhold, is_alone=is_alone,
-                    schedules=watch,
+                    schedules=watch, steps=steps,
                 )
             )  # fmt: skip
             stepper = None

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._validation import is_number
 from ..bridge.group_rates import plain_optimizer, put_rate
+from ..bridge.host import expect_rivals
 from ..recovery.policy import DEAD_EVERY
 from ..sources.random_generators import set_random_state, state_of
 from ..state.callbacks import CLIP
@@ -382,12 +383,14 @@ class StepHooks:
         is_alone: Whether there is no other optimizer. Where a loop steps several, as of networks that train against
             each other, losses are no measure of progress.
         schedules: Looks at its schedules in a resumed run; None where its rate is not the user's own.
+        steps: Of each optimizer of the run, the batches drawn and the updates before its last step.
     """
 
     def __init__(
         self, r8: R8Scheduler, optimizer: Any, stepper: Stepper | None, *, looks: bool, may_withhold: bool,
-        is_alone: bool, schedules: ScheduleWatch | None,
+        is_alone: bool, schedules: ScheduleWatch | None, steps: dict[StepHooks, tuple[int, int]],
     ) -> None:  # fmt: skip
+        self._steps = steps
         self._run, self._stepper, self._is_alone, self._schedules = weakref.ref(r8), stepper, is_alone, schedules
         self._looks, self._may_withhold = looks, may_withhold
         self._saved: list[Any] | None = None
@@ -408,6 +411,11 @@ class StepHooks:
         if r8 is None:
             return
         controller = r8.controller
+        if not self._is_alone:
+            drawn, updates = self._steps[self] = r8.pace.num_draws, controller.lineage.updates
+            # Of one batch: the loss that was reported is not that of both.
+            if any(each[0] == drawn and each[1] != updates for each in self._steps.values()):
+                expect_rivals(r8, 1, len(self._steps), are_apart=True)
         if not controller.is_quiet:
             # What comes after the last loss was learned from is no step of the run.
             before, self._stepped_at[optimizer] = self._stepped_at.get(optimizer), controller.lineage.updates

@@ -65,16 +65,18 @@ class Run:
     Args:
         kills: Steps before which the rectifiers die.
         steps: Whether R8 steps the optimizer.
+        rival: An optimizer that steps before each loss is reported, on one of its own.
         pools: bool[N] for each step, the samples that it draws from.
         saves_at, until: Steps before which a checkpoint is written, and the loop is left.
     """
 
     def __init__(
-        self, *, kills=(), model=rectifiers, make=torch.optim.Adam, lr=3e-3, size=16, steps=True, pools=None,
-        saves_at=None, until=None, num_steps=NUM_STEPS, **settings,
+        self, *, kills=(), model=rectifiers, make=torch.optim.Adam, lr=3e-3, size=16, steps=True, rival=None,
+        pools=None, saves_at=None, until=None, num_steps=NUM_STEPS, **settings,
     ):  # fmt: skip
         self.model, self.heard, self.weights = model(), record_events(), {}
         optimizer, left = make(self.model.parameters(), lr), set(kills)
+        settings |= {"also": {"rival": rival}} if rival is not None else {}
         with warnings.catch_warnings(record=True) as said, contextlib.suppress(Left):
             warnings.simplefilter("always")
             with attach(
@@ -93,6 +95,8 @@ class Run:
                         left.discard(step)
                         kill(self.model)
                     loss = cross_entropy(self.model(x), y)
+                    if rival is not None:
+                        rival.step()
                     if steps:
                         self.adapter.step(loss)
                     elif self.adapter.report(loss):
@@ -452,7 +456,7 @@ def test_gradients_of_zero_that_no_backward_has_left_are_no_finding(how):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"guard": "finite"}, {"steps": False, "also": {"second": torch.optim.SGD([nn.Parameter(X[0])], 0.1)}}],
+    "settings", [{"guard": "finite"}, {"steps": False, "rival": torch.optim.SGD([nn.Parameter(X[0])], 0.1)}],
     ids=["finite", "several optimizers"],
 )  # fmt: skip
 def test_nothing_is_tried_where_losses_are_no_measure_of_progress(settings):
