@@ -767,7 +767,7 @@ MUTANTS = [Mutant(*each) for each in (
      "recovery/test_backup_timer.py -k alone_moves", "a matrix of noise stays where losses hardly show it"),
     ("recovery/persistence.py", "self.changed = key = key or alone", "self.changed = key",
      "recovery/test_backup_timer.py -k alone_moves", "a matrix of noise stays where losses hardly show it"),
-    ("recovery/recovery.py", "looked_last_at == step and not self.live.damage():", "looked_last_at == step:",
+    ("recovery/recovery.py", "looked_last_at == step and not self.live.own_damage():", "looked_last_at == step:",
      "recovery/test_recovery.py -k behind_the_last", "weights that are not finite behind the last step stay so"),
 )]
 # fmt: on

@@ -38,11 +38,11 @@ def expect_rivals(r8: R8Scheduler, num_losses: int, num_optimizers: int, *, are_
     """
     if num_optimizers > 1:
         r8.controller.watches_fall = False
-    is_told = num_losses > 1 or are_apart
-    if is_told and num_optimizers > 1 and r8.controller.expect_rivals():
+    if num_optimizers > 1 and (num_losses > 1 or are_apart) and r8.controller.expect_rivals():
         what = f"{num_losses} losses come in one report, and {num_optimizers} optimizers take steps"
-        apart = f"of {num_optimizers} optimizers some step before the loss of a batch is reported, others after it"
-        r8.host.say_once("rivals", RIVALS.format(apart if are_apart else what), is_warning=False)
+        if are_apart:
+            what = f"of {num_optimizers} optimizers some step before the loss of a batch is reported, others after it"
+        r8.host.say_once("rivals", RIVALS.format(what), is_warning=False)
 
 
 def num_left(r8: R8Scheduler) -> int:

@@ -164,6 +164,10 @@ class LiveModel:
             found = "" if get is None else self.persistence.backup_timer.damage_in(sums_of(get()))
         return self.persistence.agreement.agree(found) if is_shared else found
 
+    def own_damage(self) -> str:
+        """As `damage`, of a run alone; "" with several processes, as each may end by itself and ask no other."""
+        return self.damage() if self.persistence.agreement.ranks is None else ""
+
     def look(self, *, num_high: int = 0) -> str:
         """As `damage`, of which listeners are told, and ruined running statistics and changed weights count.
 

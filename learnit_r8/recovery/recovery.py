@@ -555,7 +555,7 @@ class RecoveryController:
             Whether one is open.
         """
         # What follows the last step of a budget may damage the weights before the run is closed.
-        if not self.experiment.is_open and self.state.looked_last_at == step and not self.live.damage():
+        if not self.experiment.is_open and self.state.looked_last_at == step and not self.live.own_damage():
             return False
         self.begin_call(step, lr)
         if self.experiment.is_open:
